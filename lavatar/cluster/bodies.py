@@ -1,0 +1,153 @@
+"""What each kind of stage does, whatever runs it. Called where the stage runs; the rooms below are imported there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavatar.cluster.plans import RELEASE, Phase, PlanFactory, TrainingPlan, Worker
+from lavatar.cluster.results import write_result
+from lavatar.configs.recipe import Recipe
+from lavatar.contracts import EventSink, MetricSinkFactory, NullSink, ParallelMap, StageKind, StageResult, StageSpec
+
+if TYPE_CHECKING:
+    from lavatar.training.tasks import TrainingTask
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a body needs besides its spec."""
+
+    events: EventSink
+    metrics: MetricSinkFactory | None
+    parallel: ParallelMap
+    train: Callable[[PlanFactory], dict[str, Any]]  # trains a plan to its end, returns its figures
+    device: str = "cpu"
+
+
+Body = Callable[[StageSpec, Context], StageResult]
+
+
+def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body] | None = None) -> StageResult:
+    """Runs the stage and marks it as finished."""
+    return write_result(spec, (bodies or BODIES)[spec.kind](spec, context))
+
+
+def preprocess_body(spec: StageSpec, context: Context) -> StageResult:
+    """Video or synthetic subject → shards and manifest."""
+    from lavatar.datasets.preprocess import preprocess
+
+    (source,) = spec.sources.values()
+    config = Recipe.model_validate(spec.recipe).preprocess
+    manifest = preprocess(
+        source, config, spec.out_dir, parallel=context.parallel, events=context.events, stage=spec.name
+    )
+    figures: dict[str, Any] = {
+        "frames": manifest.frames,
+        "train": manifest.train,
+        "eval": manifest.eval,
+        "dropped": len(manifest.dropped),
+        "reprojection_px": manifest.reprojection_px,
+    }
+    notes = (f"{len(manifest.dropped)} frames dropped",) if manifest.dropped else ()
+    return StageResult({"manifest": spec.out_dir / "manifest.json"}, figures, notes)
+
+
+def avatar_body(spec: StageSpec, context: Context) -> StageResult:
+    """Shards → latent head NeRF (Sec. 3)."""
+    return StageResult({"release": spec.out_dir / RELEASE}, context.train(avatar_plan))
+
+
+def pair_body(spec: StageSpec, context: Context) -> StageResult:
+    """Shards of both, avatar → Y-network, mapping MLP (Sec. 4): two trainings in one worker."""
+    return StageResult({"release": spec.out_dir / RELEASE}, context.train(pair_plan))
+
+
+def preview_body(spec: StageSpec, context: Context) -> StageResult:
+    """Releases → mp4, still, figures."""
+    from lavatar.inference.preview import make_preview
+
+    with ExitStack() as stack:
+        metrics = context.metrics() if context.metrics else NullSink()
+        stack.callback(metrics.close)
+        return make_preview(spec, context.events, metrics, context.device)
+
+
+BODIES: Mapping[StageKind, Body] = {
+    StageKind.PREPROCESS: preprocess_body,
+    StageKind.AVATAR: avatar_body,
+    StageKind.PAIR: pair_body,
+    StageKind.PREVIEW: preview_body,
+}
+
+
+def avatar_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
+    """One task: encoder and decoder end to end."""
+    from lavatar.training.avatar import AvatarTask
+
+    recipe = Recipe.model_validate(spec.recipe)
+
+    def build(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
+        store = _store(spec.inputs["dataset"], recipe.avatar.image_size, recipe.avatar_training.cache_mb, events, spec)
+        perceptual = _perceptual(worker) if recipe.avatar_loss.lambda_vgg > 0 else None
+        return AvatarTask(recipe, store, worker.rank, worker.world, perceptual)
+
+    def write(folder: Path, tasks: Sequence[TrainingTask]) -> None:
+        from lavatar.training.release import write_avatar_release
+
+        (task,) = tasks
+        assert isinstance(task, AvatarTask)
+        write_avatar_release(folder, task)
+
+    return TrainingPlan((Phase("avatar", recipe.avatar_training, build),), write)
+
+
+def pair_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
+    """Two tasks in one worker: the Y-network (Sec. 4.1), then the mapping MLP with all else frozen (Sec. 4.2)."""
+    from lavatar.training.pair import MappingTask, YNetTask
+    from lavatar.training.release import read_frozen_avatar, write_pair_release
+
+    recipe = Recipe.model_validate(spec.recipe)
+    joint = recipe.mapping.joint
+
+    def store(role: str) -> Any:
+        return _store(spec.inputs[role], recipe.avatar.image_size, recipe.ynet_training.cache_mb, events, spec)
+
+    def ynet(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
+        avatar = read_frozen_avatar(spec.inputs["avatar"]) if joint else None
+        return YNetTask(recipe, store("avatar_dataset"), store("actor_dataset"), avatar, worker.rank, worker.world)
+
+    def mapping(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
+        first = before[0]
+        assert isinstance(first, YNetTask)
+        return MappingTask(recipe, first, read_frozen_avatar(spec.inputs["avatar"]), worker.rank, worker.world)
+
+    def write(folder: Path, tasks: Sequence[TrainingTask]) -> None:
+        first, last = tasks[0], tasks[-1]
+        assert isinstance(first, YNetTask)
+        write_pair_release(folder, first, last if isinstance(last, MappingTask) else None)
+
+    phases = [Phase("ynet", recipe.ynet_training, ynet)]
+    if not joint:
+        phases.append(Phase("mapping", recipe.mapping_training, mapping))
+    return TrainingPlan(tuple(phases), write)
+
+
+def _store(folder: Path, image_size: int, cache_mb: int, events: EventSink, spec: StageSpec) -> Any:
+    """The training frames of a dataset, at the size they are trained at."""
+    from lavatar.datasets.loader import FrameStore
+
+    return FrameStore(folder, image_size, "train", cache_mb, events=events, stage=spec.name)
+
+
+def _perceptual(worker: Worker) -> Any:
+    """VGG(·) of Eq. 4."""
+    import safetensors.torch
+
+    from lavatar.datasets import weights
+    from lavatar.models.perceptual import LPIPS
+
+    return LPIPS(safetensors.torch.load_file(weights.find("lpips_vgg16")), "vgg").to(worker.device)

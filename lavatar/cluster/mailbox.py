@@ -1,0 +1,110 @@
+"""How a stage's processes talk with the driver: events one way, "please stop" the other, errors as themselves.
+
+One small Ray actor for all stages of a runner. A process posts its events in batches from a thread of its own and
+learns with each post whether the stage was cancelled, so the training itself never waits for a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import defaultdict, deque
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from lavatar.contracts import Event
+from lavatar.errors import LavatarError
+
+POST_SECONDS = 0.3
+MOST_WAITING = 10_000
+
+
+class Mailbox:
+    """Events, cancels and failures by stage key. Runs as an actor."""
+
+    def __init__(self) -> None:
+        self._events: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=MOST_WAITING))
+        self._cancelled: set[str] = set()
+        self._failures: dict[str, LavatarError] = {}
+        self._figures: dict[str, dict[str, Any]] = {}
+
+    def begin(self, key: str) -> None:
+        """A new attempt at the stage: what an earlier one left is forgotten."""
+        self._cancelled.discard(key)
+        self._failures.pop(key, None)
+        self._figures.pop(key, None)
+        self._events[key].clear()
+
+    def post(self, key: str, events: list[Event]) -> bool:
+        """Takes events in; True if the stage is to stop."""
+        self._events[key].extend(events)
+        return key in self._cancelled
+
+    def take(self, key: str) -> list[Event]:
+        taken = list(self._events[key])
+        self._events[key].clear()
+        return taken
+
+    def cancel(self, key: str) -> None:
+        self._cancelled.add(key)
+
+    def fail(self, key: str, error: LavatarError) -> None:
+        """The first error counts; what follows it on other workers is its consequence."""
+        self._failures.setdefault(key, error)
+
+    def failure(self, key: str) -> LavatarError | None:
+        return self._failures.get(key)
+
+    def finish(self, key: str, figures: dict[str, Any]) -> None:
+        """What the first training worker measured."""
+        self._figures[key] = figures
+
+    def figures(self, key: str) -> dict[str, Any]:
+        return self._figures.get(key, {})
+
+
+def open_mailbox() -> Any:
+    """A handle on a new mailbox."""
+    return ray.remote(num_cpus=0, max_restarts=3)(Mailbox).remote()
+
+
+class Post:
+    """One process's end: an `EventSink`, and `cancelled()`. A context manager; leaving it sends what is left."""
+
+    def __init__(self, mailbox: Any, key: str) -> None:
+        self._mailbox, self._key = mailbox, key
+        self._waiting: deque[Event] = deque(maxlen=MOST_WAITING)
+        self._cancelled = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mailbox-post", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(10)
+
+    def emit(self, event: Event) -> None:
+        self._waiting.append(event)
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def _run(self) -> None:
+        while not self._ended.wait(POST_SECONDS):
+            self._send()
+        self._send()
+
+    def _send(self) -> None:
+        events = []
+        with contextlib.suppress(IndexError):
+            while True:
+                events.append(self._waiting.popleft())
+        with contextlib.suppress(Exception):  # no message is worth a training
+            self._cancelled = ray.get(self._mailbox.post.remote(self._key, events), timeout=30)

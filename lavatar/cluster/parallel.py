@@ -1,0 +1,93 @@
+"""`ParallelMap` over Ray tasks: independent work items, results in the order of the items whatever runs them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from lavatar.cluster.logs import redirected
+from lavatar.cluster.unwrap import cause_of
+from lavatar.errors import Interrupted
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+POLL_SECONDS = 0.3
+
+
+class RayMap:
+    """map() whose calls are Ray tasks of `cpus` each; at most `ahead` are submitted beyond the one waited for."""
+
+    def __init__(self, cpus: float, log: Path, cancelled: Callable[[], bool], ahead: int) -> None:
+        self._cpus, self._log, self._cancelled, self._ahead = cpus, log, cancelled, max(1, ahead)
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        remote = ray.remote(num_cpus=self._cpus, max_retries=2, retry_exceptions=False)(_call).options(name=name)
+        pending: deque[Any] = deque()
+        todo = iter(items)
+        try:
+            while True:
+                while len(pending) <= self._ahead and (item := next(todo, _END)) is not _END:
+                    pending.append(remote.remote(function, item, self._log, self._cpus))
+                if not pending:
+                    return
+                self._wait(pending[0])
+                try:
+                    result = ray.get(pending.popleft())
+                except ray.exceptions.RayError as error:
+                    raise cause_of(error, self._log) from error
+                yield result
+        finally:
+            for reference in pending:
+                ray.cancel(reference)
+
+    def _wait(self, reference: Any) -> None:
+        while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
+            if self._cancelled():
+                raise Interrupted("preprocessing was stopped", "Repeat the command to start it again.")
+
+
+_END = object()
+
+
+def _call(function: Callable[[Any], Any], item: Any, log: Path, cpus: float) -> Any:
+    """One item, in a worker process: no more threads than the CPUs it was given."""
+    limit_threads(cpus)
+    with redirected(log):
+        return function(item)
+
+
+def limit_threads(cpus: float) -> int:
+    """torch and OpenCV use as many threads as this process has CPUs; later imports read OMP_NUM_THREADS."""
+    import os
+    import sys
+
+    threads = max(1, int(cpus))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that spins takes the CPU from the one it waits for
+    _keep_freed_memory()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    import cv2
+
+    cv2.setNumThreads(threads)
+    return threads
+
+
+def _keep_freed_memory() -> None:
+    """glibc hands large tensors back to the kernel and faults them in again page by page at every step: keep them."""
+    import ctypes
+    import sys
+
+    if sys.platform != "linux":
+        return
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

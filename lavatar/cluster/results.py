@@ -1,0 +1,39 @@
+"""A finished stage on disk: result.json in its folder, renamed into place when all else is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lavatar.contracts import StageResult, StageSpec
+from lavatar.training.files import write_json
+
+NAME = "result.json"
+
+
+def read_result(spec: StageSpec) -> StageResult | None:
+    """The result of an earlier run, if all its files are still there."""
+    try:
+        data = json.loads((spec.out_dir / NAME).read_text())
+        if data["key"] != spec.key:
+            return None
+        artefacts = {name: spec.out_dir / path for name, path in data["artefacts"].items()}
+        result = StageResult(artefacts, data["metrics"], tuple(data["notes"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return result if all(Path(path).exists() for path in artefacts.values()) else None
+
+
+def write_result(spec: StageSpec, result: StageResult) -> StageResult:
+    """Marks the stage as finished. Paths are kept relative, so that a home can be moved."""
+    artefacts = {name: str(Path(path).relative_to(spec.out_dir)) for name, path in result.artefacts.items()}
+    data = {
+        "key": spec.key,
+        "kind": spec.kind.value,
+        "name": spec.name,
+        "artefacts": artefacts,
+        "metrics": result.metrics,
+        "notes": list(result.notes),
+    }
+    write_json(spec.out_dir / NAME, data)
+    return result

@@ -1,0 +1,264 @@
+"""The local Ray of a foreground submit: started here, reached over loopback with a token, stopped with what it started.
+
+Ray's files lie in HOME/ray (0700: Ray makes its own folders world-writable), or, where the path of its Unix sockets
+would grow past what the kernel takes, in a short private folder under the system's temporary one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavatar.errors import JobError, LavatarError, StorageError
+
+SOCKET_LIMIT = 107  # bytes in sockaddr_un
+SOCKET_NAME = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+OBJECT_STORE_BYTES = 160 * 2**20
+"""Stages hand each other paths, not pictures; the store only carries work lists."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning about the next version's default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of 3 CPU seconds that has nothing to watch
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a worker prints goes to the stage's log
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a training is noticed at the next check
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass
+class Session:
+    """A connection to Ray. `stop` ends what this process started, and only that."""
+
+    address: str
+    dashboard: str | None
+    owned: bool
+    folder: Path | None = None  # Ray's files, if they are ours
+    record: Path | None = None
+
+    def stop(self) -> None:
+        """Disconnects; a Ray that was started here ends with all its processes and leaves no files."""
+        import ray
+
+        if not self.owned:
+            return
+        with _interrupts_held():
+            ray.shutdown()
+            if self.record:
+                self.record.unlink(missing_ok=True)
+            if self.folder:
+                _remove_ended_sessions(self.folder)
+
+
+def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashboard: bool | None = None) -> Session:
+    """Starts Ray on this machine, or joins the one this process has already (which then is not ours to stop)."""
+    if already_connected():
+        return _joined()
+    root = private_folder(home)
+    prepare_environment(_token(root))
+    import ray
+
+    temp = root / "t"
+    _remove_ended_sessions(temp)
+    options: dict[str, Any] = {"num_gpus": gpus} if gpus is not None else {}
+    try:
+        with _loopback_only(), _sigterm_kept():
+            context: Any = ray.init(
+                num_cpus=cpus or os.cpu_count(),
+                include_dashboard=(os.cpu_count() or 1) >= 4 if dashboard is None else dashboard,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                _temp_dir=str(temp),
+                **options,
+            )
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        _remove_ended_sessions(temp)
+        if isinstance(error, LavatarError) or not isinstance(error, Exception):
+            raise
+        raise JobError(
+            f"Ray could not be started: {str(error).strip().splitlines()[0]}",
+            f"Its logs are in {temp}. Without Ray: --set resources.backend=inline.",
+        ) from error
+    url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    record = root / f"session-{os.getpid()}.json"
+    record.write_text(json.dumps({"pid": os.getpid(), "address": context.address_info["address"], "dashboard": url}))
+    return Session(context.address_info["address"], url, True, temp, record)
+
+
+def attach(address: str) -> Session:
+    """Connects to a running cluster; the token is the one Ray's own settings name."""
+    if already_connected():
+        return _joined()
+    for name, value in ENVIRONMENT.items():
+        if not name.startswith("RAY_AUTH"):
+            os.environ.setdefault(name, value)
+    import ray
+
+    passed = {
+        name: value for name, value in os.environ.items() if name.startswith(("LAVATAR_", "MLFLOW_", "RAY_TRAIN_"))
+    }
+    try:
+        context: Any = ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed}
+        )
+    except Exception as error:
+        raise JobError(
+            f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}",
+            "Check the address and RAY_AUTH_TOKEN_PATH, or leave the address away to use this machine.",
+        ) from error
+    return Session(address, context.dashboard_url or None, True)
+
+
+def already_connected() -> bool:
+    """Whether this process has a Ray; does not import it."""
+    ray = sys.modules.get("ray")
+    return bool(ray is not None and hasattr(ray, "is_initialized") and ray.is_initialized())
+
+
+def dashboard_address(home: Path) -> str | None:
+    """The dashboard of a Ray that some job of this home runs now. Imports no ray."""
+    for record in sorted(_root(home).glob("session-*.json")):
+        try:
+            data = json.loads(record.read_text())
+            os.kill(int(data["pid"]), 0)
+        except (OSError, ValueError, KeyError):
+            continue
+        if data.get("dashboard"):
+            return str(data["dashboard"])
+    return None
+
+
+def private_folder(home: Path) -> Path:
+    """HOME/ray, or a short stand-in for it, readable by its owner only."""
+    folder = _root(home)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}", "Make it writable or remove it.") from None
+    if folder.stat().st_uid != os.getuid():
+        raise StorageError(f"{folder} belongs to another user", "Remove it, or choose a shorter LAVATAR_HOME.")
+    return folder
+
+
+def _root(home: Path) -> Path:
+    folder = Path(home).absolute() / "ray"
+    if len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT:
+        return folder
+    short = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"lavatar-{os.getuid()}-{short}"
+
+
+def _token(root: Path) -> Path:
+    """The file with this user's token, made at the first start."""
+    path = root / "token"
+    if not path.exists():
+        partial = root / f".token-{os.getpid()}"
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another submit was quicker: one token for both
+            os.link(partial, path)
+        partial.unlink()
+    return path
+
+
+def prepare_environment(token: Path) -> None:
+    """What Ray and its processes read. Ray looks at it when it is imported, so it is told again if that was before."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
+    if "ray" in sys.modules:
+        from ray import _raylet
+
+        raylet: Any = _raylet  # compiled, without types
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray listens on 127.0.0.1 alone, as it does by itself on systems where it cannot form clusters."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to exit at once; whoever asked for it before wants to end the job in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A second Ctrl-C must not cut the stopping short and leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _joined() -> Session:
+    import ray
+
+    return Session(ray.get_runtime_context().gcs_address, None, False)
+
+
+def _remove_ended_sessions(temp: Path) -> None:
+    """Folders of Ray sessions whose process is gone (its number ends the name)."""
+    for folder in temp.glob("session_*_*"):
+        number = folder.name.rpartition("_")[2]
+        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not _alive(int(number))):
+            shutil.rmtree(folder, ignore_errors=True)
+    latest = temp / "session_latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,245 @@
+"""Starts stages, watches them, brings back results and errors. `StageRunner` is all that the platform sees of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from lavatar.cluster.logs import log_path, noted, redirected
+from lavatar.cluster.results import read_result
+from lavatar.configs.recipe import Recipe
+from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
+from lavatar.errors import ConfigError, StageFailedError
+
+if TYPE_CHECKING:
+    from lavatar.cluster.bodies import Body
+
+TRAINED = (StageKind.AVATAR, StageKind.PAIR)
+
+
+class StageHandle(Protocol):
+    """A stage that was started."""
+
+    def poll(self) -> Sequence[Event]:
+        """What it said since the last call. Cheap; call it often."""
+        ...
+
+    def done(self) -> bool:
+        """Whether `result` would return or raise at once."""
+        ...
+
+    def result(self) -> StageResult:
+        """Waits; raises the stage's own LavatarError, Interrupted after a cancel."""
+        ...
+
+    def cancel(self) -> None:
+        """Asks it to stop: training makes a checkpoint first. Returns at once."""
+        ...
+
+
+@dataclass(frozen=True)
+class FinishedHandle:
+    """A stage whose result was on disk already."""
+
+    kept: StageResult
+
+    def poll(self) -> list[Event]:
+        return []
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> StageResult:
+        return self.kept
+
+    def cancel(self) -> None: ...
+
+
+class StageRunner:
+    """Runs stages on this machine's Ray ("ray", or at `address`) or in threads of this process ("inline").
+
+    A context manager: entering starts Ray, leaving stops what was started, whatever happened in between.
+    `dashboard` None: Ray's page is served where it does not weigh (half a gigabyte), on machines of four CPUs or more.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        address: str | None = None,
+        backend: str = "ray",
+        *,
+        dashboard: bool | None = None,
+        bodies: Mapping[StageKind, Body] | None = None,
+    ) -> None:
+        if backend not in ("ray", "inline"):
+            raise ConfigError(f"there is no backend {backend!r}", "Choose ray or inline.")
+        self.home, self.address, self.backend, self._dashboard = Path(home), address, backend, dashboard
+        self._bodies = bodies  # None: the real ones
+        self.dashboard: str | None = None
+        self._session: Any = None
+        self._mailbox: Any = None
+        self._running: list[RayHandle] = []
+
+    def __enter__(self) -> Self:
+        if self.backend == "ray":
+            from lavatar.cluster import session
+            from lavatar.cluster.mailbox import open_mailbox
+
+            self._session = (
+                session.attach(self.address) if self.address else session.start(self.home, dashboard=self._dashboard)
+            )
+            try:
+                self.dashboard = self._session.dashboard
+                self._mailbox = open_mailbox()
+            except BaseException:
+                self._session.stop()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is None:
+            return
+        try:
+            import ray
+
+            with contextlib.suppress(Exception):
+                for handle in self._running:
+                    handle.abandon()
+                ray.kill(self._mailbox)
+        finally:
+            self._session.stop()
+            self._session = None
+
+    def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None = None) -> StageHandle:
+        """Starts a stage and returns at once; one that is complete on disk is not run again."""
+        kept = read_result(spec)
+        if kept is not None:
+            return FinishedHandle(kept)
+        if self.backend == "inline":
+            from lavatar.cluster.inline import InlineHandle
+
+            return InlineHandle(spec, metric_sink_factory, self._bodies)
+        if self._session is None:
+            raise StageFailedError("the runner is not open", "Use it as a context manager.")
+        handle = RayHandle(spec, metric_sink_factory, self._mailbox, self._bodies)
+        self._running.append(handle)
+        return handle
+
+
+class RayHandle:
+    """A stage as a Ray task."""
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        metrics: MetricSinkFactory | None,
+        mailbox: Any,
+        bodies: Mapping[StageKind, Body] | None,
+    ) -> None:
+        import ray
+
+        self._ray, self._spec, self._mailbox = ray, spec, mailbox
+        ray.get(mailbox.begin.remote(spec.key))
+        options, share = _options(spec)
+        for text in share.notes:
+            ray.get(mailbox.post.remote(spec.key, [Event(spec.name, text, level="warning")]))
+        self._reference = ray.remote(_run_stage).options(**options).remote(spec, metrics, mailbox, share, bodies)
+
+    def poll(self) -> list[Event]:
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            return list(self._ray.get(self._mailbox.take.remote(self._spec.key), timeout=10))
+        return []
+
+    def done(self) -> bool:
+        return bool(self._ray.wait([self._reference], timeout=0)[0])
+
+    def result(self) -> StageResult:
+        from lavatar.cluster.unwrap import cause_of
+
+        try:
+            return self._ray.get(self._reference)
+        except self._ray.exceptions.RayError as error:
+            raise cause_of(error, log_path(self._spec)) from error
+
+    def cancel(self) -> None:
+        self._ray.get(self._mailbox.cancel.remote(self._spec.key))
+        if self._spec.kind not in TRAINED:
+            self._ray.cancel(self._reference, recursive=True)
+
+    def abandon(self) -> None:
+        """Gives up on it without waiting."""
+        if not self.done():
+            self._ray.cancel(self._reference, force=True, recursive=True)
+
+
+def _options(spec: StageSpec) -> tuple[dict[str, Any], Any]:
+    """Ray's options for the stage's own task, and the share of its workers."""
+    from lavatar.cluster.resources import ray_machine, share_of
+
+    recipe = Recipe.model_validate(spec.recipe)
+    wanted = getattr(recipe.resources, spec.kind.value)
+    share = share_of(wanted, ray_machine(), _batch_divisor(spec.kind, recipe))
+    own = spec.kind is StageKind.PREVIEW  # the others only coordinate: their workers hold the CPUs
+    options = {
+        "name": spec.name,
+        "num_cpus": share.cpus if own else 0,
+        "num_gpus": share.gpus if own else 0,
+        "memory": share.memory_gb * 2**30 if own and share.memory_gb else None,
+        "max_retries": recipe.resources.max_failures,
+        "retry_exceptions": False,
+    }
+    return options, share
+
+
+def _batch_divisor(kind: StageKind, recipe: Recipe) -> int:
+    """What the number of workers must divide: every phase's batch is split evenly."""
+    import math
+
+    phases = {
+        StageKind.AVATAR: (recipe.avatar_training,),
+        StageKind.PAIR: (recipe.ynet_training, recipe.mapping_training),
+    }.get(kind, ())
+    return math.gcd(*(phase.batch_size // phase.accumulation for phase in phases)) if phases else 0
+
+
+def _run_stage(
+    spec: StageSpec,
+    metrics: MetricSinkFactory | None,
+    mailbox: Any,
+    share: Any,
+    bodies: Mapping[StageKind, Body] | None,
+) -> StageResult:
+    """The stage's own Ray task."""
+    from lavatar.cluster.bodies import Context, run_body
+    from lavatar.cluster.mailbox import Post
+    from lavatar.cluster.parallel import RayMap, limit_threads
+
+    recipe, log = Recipe.model_validate(spec.recipe), log_path(spec)
+    kept = read_result(spec)
+    if kept is not None:
+        return kept  # finished by an attempt whose process died before it could say so
+
+    def train(plan: Any) -> dict[str, Any]:
+        from lavatar.cluster.trainer import train_on_workers
+
+        return train_on_workers(plan, spec, share, recipe.resources.max_failures, metrics, mailbox)
+
+    with redirected(log), noted(log, spec.name), Post(mailbox, spec.key) as post:
+        if spec.kind not in TRAINED:
+            limit_threads(share.cpus)
+        parallel = RayMap(share.cpus, log, post.cancelled, ahead=2 * _slots(share.cpus))
+        device = "cuda" if share.gpus and spec.kind is StageKind.PREVIEW else "cpu"
+        return run_body(spec, Context(post, metrics, parallel, train, device), bodies)
+
+
+def _slots(cpus: float) -> int:
+    """How many tasks of `cpus` run at once."""
+    from lavatar.cluster.resources import ray_machine
+
+    return max(1, int(ray_machine().total_cpus // cpus))

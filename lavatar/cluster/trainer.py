@@ -1,0 +1,157 @@
+"""Training in Ray Train workers: DeepSpeed in each, restarted from the last checkpoint when one dies.
+
+Our checkpoints are on the shared home, so Ray Train only starts, watches and restarts processes. An error that a
+restart would not mend (ours, or any on a single worker) is posted and ends the run; a dead process is restarted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from lavatar.cluster.logs import log_path, note, noted, redirected
+from lavatar.cluster.mailbox import Post
+from lavatar.cluster.parallel import limit_threads
+from lavatar.cluster.plans import PlanFactory, Worker, run_plan
+from lavatar.cluster.resources import Share, ray_options
+from lavatar.contracts import Event, MetricSinkFactory, NullSink, StageSpec
+from lavatar.errors import LavatarError, StageFailedError, TrainingError
+
+UNUSED = {
+    "DatasetsCallback",  # Ray Data: we read our own shards
+    "PlacementGroupCleanerCallback",  # for controllers that die: ours ends with the task that started it
+}
+
+
+def train_on_workers(
+    plan: PlanFactory,
+    spec: StageSpec,
+    share: Share,
+    max_failures: int,
+    metrics: MetricSinkFactory | None,
+    mailbox: Any,
+) -> dict[str, Any]:
+    """Runs `plan` in `share.workers` Ray Train workers; returns their figures. Blocks; for a coordinating task."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+    run = f"{spec.key[:16]}-{time.time_ns() // 1_000_000}"
+    storage = spec.home / "ray" / "train"
+    options = {
+        "train_loop_config": {
+            "plan": plan, "spec": spec, "share": share, "metrics": metrics, "mailbox": mailbox,
+        },
+        "scaling_config": ScalingConfig(
+            num_workers=share.workers,
+            use_gpu=share.gpus > 0,
+            resources_per_worker=ray_options(share),
+        ),
+        "run_config": RunConfig(
+            name=run, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
+        ),
+    }  # fmt: skip
+    try:
+        _trainer(share)(train_worker, **options).fit()
+    except TrainingFailedError as error:
+        posted = ray.get(mailbox.failure.remote(spec.key))
+        if posted is not None:
+            raise posted from error
+        raise TrainingError(
+            f"the training worker died {max_failures + 1} times: {_reason(error)}",
+            f"What it printed is in {log_path(spec)}. A repeated submit goes on from the last checkpoint.",
+        ) from error
+    finally:
+        shutil.rmtree(storage / run, ignore_errors=True)
+    posted = ray.get(mailbox.failure.remote(spec.key))
+    if posted is not None:
+        raise posted
+    return dict(ray.get(mailbox.figures.remote(spec.key)))
+
+
+def _trainer(share: Share) -> Callable[..., Any]:
+    """TorchTrainer, which makes torch's process group; its base for one worker, which needs none.
+
+    The base spares two processes the import of torch. Helpers of Ray Train that we have no use for are left out:
+    each is one more process that imports half of Ray. Together: 16 s of CPU time a start instead of 26.
+    """
+    if share.workers > 1:
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        return partial(TorchTrainer, torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"))
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class LeanTrainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in UNUSED]
+
+    return LeanTrainer
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The body of one Ray Train worker."""
+    import ray
+    from ray.train import get_context
+
+    spec: StageSpec = config["spec"]
+    mailbox, log = config["mailbox"], log_path(spec)
+    rank, world = get_context().get_world_rank(), get_context().get_world_size()
+    if ray.get(mailbox.failure.remote(spec.key)) is not None:
+        return  # a worker beside this one failed for good; the restart is Ray Train's, not ours
+    name = f"training worker {rank} of {world}"
+    with redirected(log), Post(mailbox, spec.key) as post:
+        try:
+            with noted(log, name):
+                figures = _train(config, rank, world, post)
+            if rank == 0:
+                ray.get(mailbox.finish.remote(spec.key, figures))
+        except LavatarError as error:
+            ray.get(mailbox.fail.remote(spec.key, error))
+            if world > 1:
+                raise  # the others wait in a collective call: only a torn-down group frees them
+        except Exception as error:
+            if world > 1:
+                raise  # may be the echo of another worker's death: Ray Train restarts the group
+            ray.get(mailbox.fail.remote(spec.key, _failed(error, spec)))
+
+
+def _train(config: dict[str, Any], rank: int, world: int, post: Post) -> dict[str, Any]:
+    spec, share = config["spec"], config["share"]
+    post.emit(Event(spec.name, f"training process {rank + 1} of {world} started"))
+    limit_threads(share.cpus)
+    import torch
+
+    torch.set_num_threads(max(1, int(share.cpus)))
+    device = "cpu"
+    if share.gpus and torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        device = str(get_device())
+    with ExitStack() as stack:
+        factory: MetricSinkFactory | None = config["metrics"] if rank == 0 else None
+        metrics = factory() if factory else NullSink()
+        stack.callback(metrics.close)
+        plan = config["plan"](spec, post)
+        return run_plan(plan, spec, Worker(rank, world, device), metrics, post, post.cancelled)
+
+
+def _failed(error: Exception, spec: StageSpec) -> LavatarError:
+    """An error that is not ours, as one that says where to look."""
+    log = log_path(spec)
+    note(log, traceback.format_exc())
+    if type(error).__name__ == "OutOfMemoryError":
+        return TrainingError("the GPU's memory is too small for this batch", f"Lower batch_size. See {log}.")
+    text = str(error).strip().splitlines()
+    return StageFailedError(
+        f"{type(error).__name__}: {text[0] if text else 'no message'}", f"What its processes printed is in {log}."
+    )
+
+
+def _reason(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    text = str(next(iter(failures.values()))).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,28 @@
+"""Evaluation and preview."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from lavatar.configs.section import Section
+
+
+class EvaluationConfig(Section):
+    """What the last stage measures and draws."""
+
+    batch_size: int = Field(8, ge=1, description="frames rendered at a time")
+    max_frames: int = Field(0, ge=0, description="held-out frames measured, spread evenly; 0: all")
+    video_seconds: float = Field(0.0, ge=0, description="length of the cross reenactment's mp4; 0: all held-out frames")
+    still_frames: int = Field(8, ge=1)
+    panel_size: int = Field(512, ge=64, description="height of one panel of the mp4 in pixels (even)")
+    nearest_pool: int = Field(2000, ge=1, description="training frames searched for the nearest-frame baseline")
+    pose_smoothing: float = Field(1.0, ge=0, description="Gaussian smoothing of a driven head's pose, frames")
+    crf: int = Field(18, ge=0, le=40, description="H.264 quality: 0 lossless, 18 looks like the original")
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.panel_size % 2:
+            raise ValueError(f"panel_size must be even for H.264, got {self.panel_size}")
+        return self

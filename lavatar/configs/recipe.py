@@ -1,0 +1,134 @@
+"""A recipe: every number of a run, read from recipes/NAME.yaml, changed by `--set section.key=value`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lavatar.configs.avatar import AvatarConfig, AvatarLearningConfig, AvatarLossConfig
+from lavatar.configs.evaluation import EvaluationConfig
+from lavatar.configs.pair import MappingConfig, PairLearningConfig, YNetConfig, YNetLossConfig
+from lavatar.configs.preprocess import PreprocessConfig
+from lavatar.configs.resources import ResourcesConfig
+from lavatar.configs.section import Section
+from lavatar.configs.training import TrainingConfig
+from lavatar.errors import ConfigError
+
+
+class Recipe(Section):
+    """The whole configuration of a job. Each section belongs to one room."""
+
+    name: str
+    preprocess: PreprocessConfig = PreprocessConfig()
+    avatar: AvatarConfig = AvatarConfig()
+    avatar_loss: AvatarLossConfig = AvatarLossConfig()
+    avatar_learning: AvatarLearningConfig = AvatarLearningConfig()
+    avatar_training: TrainingConfig = TrainingConfig()
+    ynet: YNetConfig = YNetConfig()
+    ynet_loss: YNetLossConfig = YNetLossConfig()
+    ynet_training: TrainingConfig = TrainingConfig(steps=30_000, batch_size=16)
+    mapping: MappingConfig = MappingConfig()
+    pair_learning: PairLearningConfig = PairLearningConfig()
+    mapping_training: TrainingConfig = TrainingConfig(steps=30_000, batch_size=16)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with lavatar."""
+    folder = resources.files("lavatar.configs") / "recipes"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Recipe `name` with `section.key=value` overrides applied.
+
+    Raises ConfigError for an unknown recipe, key or value; the hint names the nearest right one.
+    """
+    known = recipe_names()
+    if name not in known:
+        raise ConfigError(f"there is no recipe {name!r}", f"{nearest(name, known)}The recipes are: {', '.join(known)}.")
+    text = (resources.files("lavatar.configs") / "recipes" / f"{name}.yaml").read_text()
+    data = _merged(Recipe(name=name).model_dump(), yaml.safe_load(text) or {})
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"recipe {name!r}: {describe(error)}", "Correct the value and run the command again."
+        ) from None
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, section by section: a section that is given in part keeps Recipe's own defaults."""
+    merged = {**defaults, **given}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
+            merged[key] = _merged(defaults[key], value)
+    return merged
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Put one `section.key=value` into `data`; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override!r} has no '='", "Write --set section.key=value.")
+    keys = path.strip().split(".")
+    _check_path(keys)
+    node = data
+    for key in keys[:-1]:
+        child = node.get(key)
+        node[key] = dict(child) if isinstance(child, Mapping) else {}
+        node = node[key]
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not readable: {error}", "Quote it.") from None
+
+
+def _check_path(keys: list[str]) -> None:
+    """Every key of the path exists and the last one is a value, not a section."""
+    model: type[BaseModel] | None = Recipe
+    for i, key in enumerate(keys):
+        if model is None:
+            raise ConfigError(f"{'.'.join(keys[:i])} is a value and has no key {key!r}", "Leave the last part away.")
+        if key not in model.model_fields or (i == 0 and key == "name"):
+            raise ConfigError(f"there is no key {'.'.join(keys)!r}", _suggest(keys, i, model))
+        annotation = model.model_fields[key].annotation
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    if model is not None:
+        raise ConfigError(f"{'.'.join(keys)} is a section", f"Name one of its keys: {', '.join(model.model_fields)}.")
+
+
+def _suggest(keys: list[str], i: int, model: type[BaseModel]) -> str:
+    prefix = ".".join(keys[:i])
+    close = difflib.get_close_matches(".".join(keys), list(all_keys()), n=1, cutoff=0.6)
+    here = [f"{prefix}.{k}" if prefix else k for k in model.model_fields if k != "name"]
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known here: {', '.join(here)}."
+
+
+def all_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterable[str]:
+    """Every `section.key` that --set takes."""
+    for key, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from all_keys(info.annotation, f"{prefix}{key}.")
+        elif prefix:
+            yield f"{prefix}{key}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'Did you mean X? ' or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def describe(error: ValidationError) -> str:
+    """A pydantic error in one line: key, what is wrong, the value got."""
+    parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+    return "; ".join(parts)

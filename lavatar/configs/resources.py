@@ -1,0 +1,29 @@
+"""What each stage asks the cluster for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lavatar.configs.section import Section
+
+
+class StageResources(Section):
+    """Resources of one worker of a stage. On a smaller machine CPUs are lowered to what there is."""
+
+    cpus: float = Field(2, gt=0)
+    gpus: float = Field(0, ge=0)
+    workers: int = Field(1, ge=1)
+    memory_gb: float = Field(0, ge=0)
+
+
+class ResourcesConfig(Section):
+    """`backend: inline` runs every stage in this process, without Ray: for debugging."""
+
+    backend: Literal["ray", "inline"] = "ray"
+    preprocess: StageResources = StageResources(cpus=1)
+    avatar: StageResources = StageResources()
+    pair: StageResources = StageResources()
+    preview: StageResources = StageResources()
+    max_failures: int = Field(2, ge=0, description="times a training worker is restarted from its last checkpoint")

@@ -1,0 +1,313 @@
+"""Sec. 5.1, data on disk: WebDataset tars with one sample a frame, and a manifest that is written last.
+
+A sample is KEY.image.jpg (portrait, RGB), KEY.alpha.png, KEY.face.jpg and KEY.meta.json (FrameMeta). The meta also
+carries a CRC-32 of each member: a JPEG decoder paints over flipped bytes without a word, a checksum does not.
+The bytes of a tar depend on nothing but its samples: fixed time, owner and order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import webdataset
+
+from lavatar.contracts import FrameMeta
+from lavatar.errors import ShardError, StorageError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+IMAGE, ALPHA, FACE, META = "image.jpg", "alpha.png", "face.jpg", "meta.json"
+MEMBERS = (IMAGE, ALPHA, FACE, META)
+REDO = "Remove this folder and run the command again: preprocessing makes it anew."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json: what a dataset folder holds. Without it the folder is no dataset."""
+
+    digest: str
+    subject: str
+    kind: str  # "video" | "synthetic"
+    frames: int
+    train: int
+    eval: int
+    fps: float
+    portrait_size: int
+    face_size: int
+    tars: list[dict[str, Any]]  # {name, sha256, samples}
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # {frame, reason}
+    reprojection_px: float = 0.0  # mean over frames and stable landmarks, portrait pixels
+    has_audio: bool = False
+    source: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame, decoded. RGB, uint8."""
+
+    key: str
+    meta: FrameMeta
+    image: np.ndarray  # HW3
+    alpha: np.ndarray  # HW
+    face: np.ndarray  # hw3
+
+
+MemberSpan = tuple[int, int]
+"""Offset and length in bytes of one member's data in its tar."""
+
+
+def sample_key(frame: int) -> str:
+    """KEY of the sample made from frame `frame` of the video; keys sort like frames."""
+    return f"{frame:08d}"
+
+
+def encode_jpeg(image_hwc: np.ndarray, quality: int = 95) -> bytes:
+    """RGB uint8 → JPEG without chroma subsampling (4:4:4): lips and irises are a few pixels wide."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return _encode(".jpg", cv2.cvtColor(image_hwc, cv2.COLOR_RGB2BGR), options)
+
+
+def encode_png(alpha_hw: np.ndarray) -> bytes:
+    """One uint8 channel → PNG."""
+    return _encode(".png", alpha_hw, [])
+
+
+def _encode(kind: str, picture: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(kind, picture, options)
+    if not done:
+        raise ShardError(f"a picture of shape {picture.shape} {picture.dtype} cannot be encoded as {kind}")
+    return bytes(data)
+
+
+def encode_sample(
+    meta: FrameMeta, image: np.ndarray, alpha: np.ndarray, face: np.ndarray, quality: int = 95
+) -> dict[str, bytes]:
+    """The four members of a sample; the same input gives the same bytes."""
+    members = {IMAGE: encode_jpeg(image, quality), ALPHA: encode_png(alpha), FACE: encode_jpeg(face, quality)}
+    data = meta.to_json()
+    sums = {name: zlib.crc32(content) for name, content in members.items()}
+    sums[META] = zlib.crc32(_canonical(data))
+    members[META] = _canonical({**data, "crc32": sums})
+    return members
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+def decode_meta(content: bytes) -> tuple[FrameMeta, dict[str, int]]:
+    """KEY.meta.json → the meta and the checksum of each member. Raises ShardError without shard and key."""
+    try:
+        data = json.loads(content)
+        sums = data.pop("crc32")
+        meta = FrameMeta.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{META} is damaged ({error})") from None
+    if zlib.crc32(_canonical(data)) != sums.get(META):
+        raise ShardError(f"{META} has another checksum than when it was written")
+    return meta, sums
+
+
+def decode_picture(name: str, content: bytes, crc32: int) -> np.ndarray:
+    """Member `name` (image.jpg, face.jpg → HW3 RGB; alpha.png → HW), its checksum compared.
+
+    Raises ShardError without shard and key.
+    """
+    if zlib.crc32(content) != crc32:
+        raise ShardError(f"{name} has another checksum than when it was written")
+    flag = cv2.IMREAD_GRAYSCALE if name == ALPHA else cv2.IMREAD_COLOR
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    if picture is None:
+        raise ShardError(f"{name} cannot be decoded")
+    return picture if name == ALPHA else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+class _HashingFile:
+    """A file that is hashed as it is written: a tar is never read back to be summed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.sha256 = stream, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.stream.write(data)
+
+
+class ShardWriter:
+    """Writes one tar, to a temporary name that is renamed at the end. A context manager; sets `entry` at the end."""
+
+    def __init__(self, path: Path, quality: int = 95) -> None:
+        self.path, self.quality, self.samples = path, quality, 0
+        self.entry: dict[str, Any] = {}
+        self._part = path.with_name(f".{path.name}.part")
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._part.open("wb")
+        self._file = _HashingFile(self._stream)
+        self._tar = webdataset.TarWriter(self._file, encoder=False, user="root", group="root", mtime=0)
+
+    def write(self, meta: FrameMeta, image: np.ndarray, alpha: np.ndarray, face: np.ndarray) -> None:
+        """Append one frame. image HW3, alpha HW, face hw3, all uint8 RGB."""
+        with storage_errors(self.path):
+            members = encode_sample(meta, image, alpha, face, self.quality)
+            self._tar.write({"__key__": sample_key(meta.frame), **members})
+        self.samples += 1
+
+    def close(self) -> dict[str, Any]:
+        """Finish the tar and return its manifest entry {name, sha256, samples}."""
+        with storage_errors(self.path):
+            self._tar.close()
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            os.replace(self._part, self.path)
+        self.entry = {"name": self.path.name, "sha256": self._file.sha256.hexdigest(), "samples": self.samples}
+        return self.entry
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        self._tar.tarstream.fileobj.closed = True  # else its destructor would write again
+        with contextlib.suppress(OSError):  # on a full disk what is still buffered cannot be written; it is not wanted
+            self._stream.close()
+        self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.abort()
+            raise
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system says into a StorageError that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else (error.strerror or str(error))
+        hint = "Free some space" if full else "Make the folder writable"
+        raise StorageError(f"{path} cannot be written: {reason}", f"{hint} and run the command again.") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write manifest.json, last and by rename: its presence is what makes the folder a dataset."""
+    missing = [tar["name"] for tar in manifest.tars if not (folder / tar["name"]).is_file()]
+    if missing:
+        raise ShardError(f"{folder}: the manifest lists tars that are not there: {', '.join(missing)}", REDO)
+    part, path = folder / f".{MANIFEST}.part", folder / MANIFEST
+    with storage_errors(path):
+        try:
+            with part.open("w") as stream:
+                stream.write(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished dataset. Raises ShardError if there is none or it is not readable."""
+    path = Path(folder) / MANIFEST
+    try:
+        data = json.loads(path.read_text())
+        if data["schema"] != SCHEMA:
+            raise ShardError(f"{path} has schema {data['schema']}, this version reads {SCHEMA}", REDO)
+        return Manifest(**{f.name: data[f.name] for f in fields(Manifest)})
+    except FileNotFoundError:
+        raise ShardError(f"{folder} is no dataset: it has no {MANIFEST}", REDO) from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ShardError(f"{path} is damaged ({error})", REDO) from None
+
+
+def verify(folder: Path) -> Manifest:
+    """Compare each tar with its SHA-256 in the manifest. Raises ShardError naming every tar that differs."""
+    manifest = read_manifest(folder)
+    bad = []
+    for tar in manifest.tars:
+        path = Path(folder) / tar["name"]
+        if not path.is_file():
+            bad.append(f"{tar['name']} is missing")
+            continue
+        with path.open("rb") as stream:
+            got = hashlib.file_digest(stream, "sha256").hexdigest()
+        if got != tar["sha256"]:
+            bad.append(f"{tar['name']} has SHA-256 {got[:12]}…, the manifest says {tar['sha256'][:12]}…")
+    if bad:
+        raise ShardError(f"{folder}: {'; '.join(bad)}", REDO)
+    return manifest
+
+
+def index_tar(path: Path, samples: int | None = None) -> dict[str, dict[str, MemberSpan]]:
+    """KEY → member → where its bytes lie, in the order of the tar. Only headers are read."""
+    spans: dict[str, dict[str, MemberSpan]] = {}
+    last = "the first key"
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, name = member.name.partition(".")
+                spans.setdefault(key, {})[name] = (member.offset_data, member.size)
+                last = key
+    except (tarfile.TarError, OSError) as error:
+        raise ShardError(f"{path} is damaged at or after {last}: {error}", REDO) from None
+    if samples is not None and len(spans) != samples:
+        raise ShardError(f"{path} holds {len(spans)} samples up to {last}, the manifest says {samples}", REDO)
+    return spans
+
+
+def iterate(folder: Path, split: str | None = None) -> Iterator[Sample]:
+    """Every sample in the order of the video, decoded; only `split` ("train" | "eval") if given."""
+    folder = Path(folder)
+    for tar in read_manifest(folder).tars:
+        path = folder / tar["name"]
+        spans = index_tar(path, tar["samples"])
+        with path.open("rb") as stream:
+            for key, members in spans.items():
+                sample = _read_sample(stream, path, key, members, split)
+                if sample is not None:
+                    yield sample
+
+
+def _read_sample(
+    stream: BinaryIO, path: Path, key: str, members: Mapping[str, MemberSpan], split: str | None
+) -> Sample | None:
+    """Read and decode one sample; None if it belongs to the other split."""
+
+    def read(name: str) -> bytes:
+        if name not in members:
+            raise ShardError(f"{name} is missing")
+        stream.seek(members[name][0])
+        return stream.read(members[name][1])
+
+    try:
+        meta, sums = decode_meta(read(META))
+        if split is not None and meta.split != split:
+            return None
+        image, alpha, face = (decode_picture(name, read(name), sums[name]) for name in (IMAGE, ALPHA, FACE))
+    except ShardError as error:
+        raise ShardError(f"{path}, sample {key}: {error.message}", REDO) from None
+    return Sample(key, meta, image, alpha, face)

@@ -1,0 +1,260 @@
+"""Sec. 5.1 (input): frames of a video by exact index, whatever the codec, rotation flag or frame rate.
+
+A frame's index is its place in presentation order, counted by decoding. `index_frames` decodes once and remembers the
+time stamps and key frames, so that `read_frames` can later enter in the middle and still return exactly the same.
+Frames are RGB uint8, HWC, rotated as the file says they should be shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from lavatar.errors import VideoError
+
+_NOT_A_VIDEO = "Give a video file that ffmpeg can read (mp4, webm, mov, mkv, …)."
+_DAMAGED = "The file is truncated or damaged: copy or export it again."
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the file says about itself; `width` and `height` as shown, after rotation (degrees, counter-clockwise)."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int | None
+    duration: float | None
+    rotation: int
+    has_audio: bool
+    codec: str
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """Every frame's time stamp in presentation order. `exact` says that stamps identify frames, so seeking is safe."""
+
+    stamps: tuple[int, ...]
+    keys: tuple[int, ...]  # indices of key frames
+    time_base: Fraction
+    exact: bool
+
+    @property
+    def frames(self) -> int:
+        return len(self.stamps)
+
+    def time(self, index: int) -> float:
+        """Seconds from the first frame."""
+        return float((self.stamps[index] - self.stamps[0]) * self.time_base)
+
+    @property
+    def fps(self) -> float:
+        """Mean rate; a variable frame rate has no other."""
+        last = self.time(len(self.stamps) - 1) if self.stamps else 0.0
+        return (len(self.stamps) - 1) / last if last > 0 else 0.0
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the file's bytes, hex."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}", "Check the path and its permissions.") from error
+
+
+def probe(path: Path) -> VideoInfo:
+    """Open `path`, decode one frame, and say what it is. VideoError if it is no video."""
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        try:
+            frame = next(container.decode(stream), None)
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: the first frame cannot be decoded ({error})", _DAMAGED) from error
+        if frame is None:
+            raise VideoError(f"{path}: there is no frame in it", _DAMAGED)
+        rotation = int(frame.rotation) % 360
+        width, height = frame.width, frame.height
+        if rotation in (90, 270):
+            width, height = height, width
+        return VideoInfo(
+            width=width,
+            height=height,
+            fps=float(stream.average_rate or stream.guessed_rate or 0),
+            frames=stream.frames or None,
+            duration=_duration(container, stream),
+            rotation=rotation,
+            has_audio=bool(container.streams.audio),
+            codec=stream.codec_context.name,
+        )
+
+
+def index_frames(path: Path, max_frames: int = 0) -> FrameIndex:
+    """Decode all frames (or the first `max_frames`) and remember their time stamps.
+
+    Raises VideoError when decoding breaks off or less arrives than the file's header promises.
+    """
+    stamps: list[int] = []
+    keys: list[int] = []
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        time_base = Fraction(stream.time_base or Fraction(1, 1000))
+        complete = True
+        exact = True
+        for frame in _decode(container, stream, path, len(stamps)):
+            exact = exact and frame.pts is not None
+            stamps.append(frame.pts if frame.pts is not None else len(stamps))
+            if frame.key_frame:
+                keys.append(len(stamps) - 1)
+            if max_frames and len(stamps) >= max_frames:
+                complete = False
+                break
+        if complete:
+            _check_complete(path, container, stream, stamps, time_base)
+    if not exact:  # no time stamps at all: count at the rate that the header names
+        rate = stream.average_rate or Fraction(25)
+        stamps, time_base = list(range(len(stamps))), Fraction(1) / Fraction(rate)
+    increasing = all(a < b for a, b in itertools.pairwise(stamps))
+    return FrameIndex(tuple(stamps), tuple(keys), time_base, exact and increasing)
+
+
+def read_frames(
+    path: Path, start: int = 0, stop: int | None = None, index: FrameIndex | None = None
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Frames `start` … `stop`-1 as (index, seconds from the first frame, RGB uint8 HWC).
+
+    With an index, decoding begins at the last key frame before `start`; without, at the first frame. Either way the
+    numbers are the same.
+    """
+    if index is not None and start > 0 and index.exact:
+        yield from _read_from_key(path, start, stop, index)
+        return
+    first_time: float | None = None
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        rate = float(stream.average_rate or 25)
+        for i, frame in enumerate(_decode(container, stream, path, 0)):
+            if stop is not None and i >= stop:
+                return
+            seconds = frame.time if frame.time is not None else i / rate
+            first_time = seconds if first_time is None else first_time
+            if i >= start:
+                yield i, index.time(i) if index else seconds - first_time, to_rgb(frame)
+
+
+def _read_from_key(
+    path: Path, start: int, stop: int | None, index: FrameIndex
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Enter at the last key frame at or before `start`; frames are known by their time stamps."""
+    number = {stamp: i for i, stamp in enumerate(index.stamps)}
+    stop = index.frames if stop is None else min(stop, index.frames)
+    if start >= stop:
+        return
+    key = max((k for k in index.keys if k <= start), default=0)
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        container.seek(index.stamps[key], stream=stream, backward=True, any_frame=False)
+        entered = False
+        expected = start
+        for frame in _decode(container, stream, path, key):
+            i = number.get(frame.pts) if frame.pts is not None else None
+            # Frames shown before the key frame may lack their references: ignore all until the key itself.
+            entered = entered or i == key
+            if i is None or not entered or i < start:
+                if i is None or i <= start:
+                    continue
+                break
+            if i != expected:
+                break
+            yield i, index.time(i), to_rgb(frame)
+            expected += 1
+            if expected >= stop:
+                return
+    # The container did not seek where it said; count from the first frame instead.
+    yield from read_frames_from_start(path, expected, stop, index)
+
+
+def read_frames_from_start(
+    path: Path, start: int, stop: int, index: FrameIndex
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Plain decoding and counting: slow, and the reference for the fast way."""
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        for i, frame in enumerate(_decode(container, stream, path, 0)):
+            if i >= stop:
+                return
+            if i >= start:
+                yield i, index.time(i), to_rgb(frame)
+
+
+def to_rgb(frame: VideoFrame) -> np.ndarray:
+    """RGB uint8 HWC, contiguous (MediaPipe misreads padded rows), turned as the display matrix asks."""
+    rgb = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(rgb, turns) if turns else rgb)
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path}: there is no such file", "Check the path.")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty", _NOT_A_VIDEO)
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        raise VideoError(f"{path}: cannot be read as a video ({error})", f"{_NOT_A_VIDEO} {_DAMAGED}") from error
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
+    if not container.streams.video:
+        raise VideoError(f"{path}: there is no video track in it", _NOT_A_VIDEO)
+    stream = container.streams.video[0]
+    # A text file is taken for a "video" of rendered characters by ffmpeg's tty demuxer; nobody means that.
+    if stream.codec_context is None or stream.codec_context.name in {"ansi", "bintext", "xbin", "idf"}:
+        raise VideoError(f"{path}: it is text, not a video", _NOT_A_VIDEO)
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _decode(
+    container: av.container.InputContainer, stream: VideoStream, path: Path, first: int
+) -> Iterator[VideoFrame]:
+    """Frames in presentation order; a decoder's complaint becomes a VideoError that says how far it came."""
+    count = first
+    try:
+        for frame in container.decode(stream):
+            count += 1
+            yield frame
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: decoding stopped after frame {count} ({error})", _DAMAGED) from error
+
+
+def _duration(container: av.container.InputContainer, stream: VideoStream) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _check_complete(
+    path: Path, container: av.container.InputContainer, stream: VideoStream, stamps: list[int], base: Fraction
+) -> None:
+    """A header that promises clearly more than was decoded means that the end is missing."""
+    if not stamps:
+        raise VideoError(f"{path}: no frame could be decoded", _DAMAGED)
+    promised = stream.frames
+    if promised and len(stamps) < promised - max(3, promised // 50):
+        raise VideoError(f"{path}: {len(stamps)} of {promised} frames could be decoded", _DAMAGED)
+    duration = _duration(container, stream)
+    shown = float((stamps[-1] - stamps[0]) * base)
+    if not promised and duration and shown < duration * 0.95 - 1.0:
+        raise VideoError(f"{path}: it ends after {shown:.1f} of {duration:.1f} s", _DAMAGED)

@@ -1,0 +1,64 @@
+"""Does the expression follow? Correlation and amplitude of each expression measure between result and truth.
+
+A picture can score well with a frozen face, so these stand beside the image metrics everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lavatar.contracts import EXPRESSIONS
+
+LEAST_SPREAD = 1e-4  # a deviation below this is a measure that stands still
+LEAST_FRAMES = 3
+
+
+@dataclass
+class ExpressionSeries:
+    """Measures of one set of pictures, frame after frame; nan where the meter found no face."""
+
+    parts: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in EXPRESSIONS})
+
+    def add(self, measures: Mapping[str, np.ndarray]) -> None:
+        """Append the measures of a batch, each (B,); a measure the meter does not give counts as not found."""
+        count = len(next(iter(measures.values())))
+        for name in EXPRESSIONS:
+            values = measures.get(name)
+            self.parts[name].append(np.full(count, np.nan) if values is None else np.asarray(values, float))
+
+    def series(self) -> dict[str, np.ndarray]:
+        """Each measure over all frames, (N,)."""
+        return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in self.parts.items()}
+
+    def found(self) -> np.ndarray:
+        """(N,) whether a face was found: at least one measure is a number."""
+        return np.isfinite(np.stack(list(self.series().values()))).any(axis=0)
+
+
+def agreement(truth_N: np.ndarray, result_N: np.ndarray) -> dict[str, float | None]:
+    """r: Pearson's correlation; amplitude: deviation of the result over deviation of the truth.
+
+    Both over the frames where both are known; None where undefined (too few frames, or a side that stands still:
+    a frozen result has amplitude 0 and no r).
+    """
+    known = np.isfinite(truth_N) & np.isfinite(result_N)
+    truth, result = truth_N[known], result_N[known]
+    if len(truth) < LEAST_FRAMES or truth.std() < LEAST_SPREAD:
+        return {"r": None, "amplitude": None}
+    amplitude = float(result.std() / truth.std())
+    r = float(np.corrcoef(truth, result)[0, 1]) if result.std() >= LEAST_SPREAD else None
+    return {"r": r, "amplitude": amplitude}
+
+
+def compare(truth: ExpressionSeries, result: ExpressionSeries) -> dict[str, dict[str, float | None]]:
+    """`agreement` for each measure by name."""
+    expected, got = truth.series(), result.series()
+    return {name: agreement(expected[name], got[name]) for name in EXPRESSIONS}
+
+
+def faces_lost(truth: ExpressionSeries, result: ExpressionSeries) -> int:
+    """Frames whose truth shows a face to the meter and whose result does not."""
+    return int((truth.found() & ~result.found()).sum())

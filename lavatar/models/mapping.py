@@ -1,0 +1,99 @@
+"""Sec. 4.2: the MLP from the shared code γ to the avatar's own code θ_p.
+
+Shapes: B batch, N frames, G code γ, D code θ, L landmark read-out, F what the MLP reads (G, or L + G).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavatar.configs.pair import MappingConfig
+from lavatar.models.encoder import mlp
+from lavatar.models.regression import begin_at_regression
+from lavatar.models.ynet import SUBJECTS, Subject
+
+SMALLEST_DEVIATION = 1e-3
+MOST_GAIN = 3.0
+
+
+class MappingMLP(nn.Module):
+    """Mapping(γ) → θ (Eq. 8): B×gamma_dim → B×theta_dim.
+
+    Eq. 6 asks the codes of both subjects to share one distribution. What is left of a difference is taken out here
+    where the configuration says so (`align`). With `reads: landmarks` the MLP sees, beside γ weakened to `code_share`,
+    what γ says of the landmarks: the part of γ that means the same on both faces.
+    """
+
+    mean_2F: Tensor
+    deviation_2F: Tensor
+    gain_F: Tensor
+    readout_LG: Tensor
+    readout_L: Tensor
+
+    def __init__(self, config: MappingConfig, gamma_dim: int, theta_dim: int, landmark_dim: int = 0) -> None:
+        super().__init__()
+        self.alignment = config.align
+        self.reads_landmarks = config.reads == "landmarks"
+        read = landmark_dim if self.reads_landmarks else 0
+        gain_F = torch.ones(read + gamma_dim)
+        if self.reads_landmarks:
+            self.register_buffer("readout_LG", torch.zeros(read, gamma_dim))
+            self.register_buffer("readout_L", torch.zeros(read))
+            gain_F[read:] = config.code_share
+        self.layers = mlp((read + gamma_dim, *config.hidden, theta_dim))
+        self.register_buffer("mean_2F", torch.zeros(2, read + gamma_dim))
+        self.register_buffer("deviation_2F", torch.ones(2, read + gamma_dim))
+        self.register_buffer("gain_F", gain_F)
+
+    @torch.no_grad()
+    def read_through(self, readout: nn.Linear) -> None:
+        """Take over the Y-network's frozen read-out of landmarks."""
+        self.readout_LG.copy_(readout.weight)
+        self.readout_L.copy_(readout.bias)
+
+    def features(self, gamma_BG: Tensor) -> Tensor:
+        """What is aligned and mapped: B×F."""
+        if not self.reads_landmarks:
+            return gamma_BG
+        return torch.cat([F.linear(gamma_BG, self.readout_LG, self.readout_L), gamma_BG], dim=1)
+
+    @torch.no_grad()
+    def align(self, subject: Subject, gamma_NG: Tensor, rest_N: Tensor | None = None) -> None:
+        """Take the statistics of one subject's codes over its training frames.
+
+        mean: each subject's mean becomes 0; rest: the mean of its frames at rest (`rest`, a mask) does. Both leave one
+        deviation for the two subjects. deviation: each subject's mean becomes 0 and its deviation 1.
+        """
+        which, feature_NF = SUBJECTS.index(subject), self.features(gamma_NG)
+        centre_NF = feature_NF[rest_N] if self.alignment == "rest" and rest_N is not None else feature_NF
+        self.mean_2F[which] = centre_NF.mean(0)
+        deviation_F = feature_NF.std(0).clamp(min=SMALLEST_DEVIATION)
+        if self.alignment == "deviation":
+            self.deviation_2F[which] = deviation_F
+        elif subject == "avatar":
+            self.deviation_2F[:] = deviation_F
+
+    def aligned(self, gamma_BG: Tensor, subject: Subject) -> Tensor:
+        """The MLP's input: B×F."""
+        which = SUBJECTS.index(subject)
+        return (self.features(gamma_BG) - self.mean_2F[which]) / self.deviation_2F[which] * self.gain_F
+
+    def begin_with(self, gamma_NG: Tensor, theta_ND: Tensor, ridge: float, gain: float = 1.0) -> None:
+        """A mapping without hidden layers begins at the ridge regression of the avatar's θ on its γ (Eq. 8 solved).
+
+        `ridge` is the damping as a fraction of the inputs' mean variance; `gain` multiplies the result's deviation.
+        """
+        (layer,) = self.layers
+        assert isinstance(layer, nn.Linear)
+        input_NF = self.aligned(gamma_NG, "avatar")
+        begin_at_regression(layer, input_NF, theta_ND, ridge)
+        with torch.no_grad():  # what regression cannot explain it leaves out; the driven code shall vary as θ does
+            lost = theta_ND.var(0).sum() / layer(input_NF).var(0).sum().clamp(min=1e-12)
+            layer.weight.mul_(gain * lost.sqrt().clamp(max=MOST_GAIN))
+            layer.bias.add_(theta_ND.mean(0) - layer(input_NF).mean(0))
+
+    def forward(self, gamma_BG: Tensor, subject: Subject = "actor") -> Tensor:
+        theta_BD: Tensor = self.layers(self.aligned(gamma_BG, subject))
+        return theta_BD

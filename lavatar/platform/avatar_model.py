@@ -1,0 +1,31 @@
+"""MLflow model from code: a released avatar. Face crops (N,128,128,3 uint8 RGB) in, portraits (N,H,W,3 uint8) out.
+
+MLflow keeps a copy of this file beside the release (safetensors and JSON) and runs it when the model is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel
+
+
+class AvatarModel(PythonModel):
+    """Driven by the avatar's own face: Eq. 2, then Eq. 3 in the mean training pose."""
+
+    def load_context(self, context: Any) -> None:
+        from lavatar.inference.loading import load_avatar
+
+        self._avatar = load_avatar(Path(context.artifacts["avatar"]))
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        from lavatar.inference.reenact import self_codes
+        from lavatar.platform.portraits import portraits
+
+        return portraits(self._avatar, lambda faces: self_codes(self._avatar, faces), model_input)
+
+
+mlflow.models.set_model(AvatarModel())

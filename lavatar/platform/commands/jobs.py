@@ -1,0 +1,89 @@
+"""lavatar jobs: what was submitted."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from lavatar.platform.commands.options import json_option
+from lavatar.platform.home import Home
+from lavatar.platform.output import answer, answer_json, note, table
+
+
+@click.group()
+def jobs() -> None:
+    """What was submitted: list, show, logs."""
+
+
+@jobs.command(name="list")
+@json_option
+def list_(as_json: bool) -> None:
+    """All jobs, newest first."""
+    from lavatar.platform.ledger import list_jobs, release_dead
+    from lavatar.platform.registry import open_registry
+
+    registry = open_registry(Home.from_environment())
+    release_dead(registry)
+    rows = list_jobs(registry)
+    if as_json:
+        fields = ("id", "avatar", "actor", "state", "created", "ended", "seconds", "message")
+        answer_json({"jobs": [{**{f: getattr(j, f) for f in fields}, "recipe": j.recipe_name} for j in rows]})
+    elif rows:
+        cells = [(j.id, j.avatar, j.actor, j.recipe_name, j.state, _when(j.created), j.message) for j in rows]
+        answer(table(cells, ("JOB", "AVATAR", "ACTOR", "RECIPE", "STATE", "SUBMITTED", "")))
+    else:
+        note("no jobs yet: lavatar submit --avatar A --actor B")
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def show(job: str, as_json: bool) -> None:
+    """One job: its stages, files, models and metrics. JOB may be the beginning of its id."""
+    from lavatar.platform.ledger import get_job, job_stages, release_dead
+    from lavatar.platform.registry import open_registry
+    from lavatar.platform.report import report, report_text
+
+    home = Home.from_environment()
+    registry = open_registry(home)
+    release_dead(registry)
+    row = get_job(registry, job)
+    result = report(registry, home, row.id)
+    if as_json:
+        answer_json(result)
+        return
+    answer(report_text(result))
+    for view in job_stages(registry, row.id):
+        stage = view.stage
+        if stage.state == "running" and stage.total:
+            answer(f"  {view.name} is at {stage.done}/{stage.total} {stage.unit} (process {stage.owner_pid})")
+        elif stage.message:
+            answer(f"  {view.name}: {stage.message}")
+    if row.message:
+        answer(f"  {row.message}" + (f"\n  {row.hint}" if row.hint else ""))
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def logs(job: str, as_json: bool) -> None:
+    """What happened in a job, in order."""
+    from lavatar.platform.ledger import events, get_job
+    from lavatar.platform.registry import open_registry
+
+    registry = open_registry(Home.from_environment())
+    row = get_job(registry, job)
+    found = events(registry, row.id)
+    if as_json:
+        fields = ("time", "stage", "level", "text")
+        answer_json({"job": row.id, "events": [{f: getattr(e, f) for f in fields} for e in found]})
+        return
+    for event in found:
+        where = f"{event.stage}: " if event.stage else ""
+        level = "" if event.level == "info" else f"{event.level}: "
+        answer(f"{_when(event.time)} {where}{level}{event.text}")
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,0 +1,154 @@
+"""lavatar submit: make an avatar drivable by an actor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lavatar.errors import LavatarError
+from lavatar.platform.commands.options import json_option, recipe_options
+from lavatar.platform.home import Home, size_text
+from lavatar.platform.output import answer, answer_json, note, reserved, table
+
+if TYPE_CHECKING:
+    from lavatar.platform.planning import Person, Plan
+    from lavatar.platform.registry import Registry
+    from lavatar.platform.tables import Subject
+
+
+@click.command()
+@click.option("--avatar", required=True, metavar="NAME|VIDEO", help="The person to be animated.")
+@click.option("--actor", required=True, metavar="NAME|VIDEO", help="The person who drives.")
+@recipe_options(default="tiny")
+@click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
+@json_option
+def submit(avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Make an avatar drivable by an actor.
+
+    Runs in the foreground. Ctrl-C stops it and keeps what is done; the same command goes on from there.
+    A path to a video is taken in place of a name, and adds the person under the file's name.
+    """
+    from lavatar.configs.recipe import load_recipe
+    from lavatar.platform.registry import open_registry
+    from lavatar.platform.subjects import resolve
+
+    chosen = load_recipe(recipe, overrides)
+    home = Home.from_environment()
+    registry = open_registry(home)
+    people = [resolve(registry, name, store=not dry_run) for name in (avatar, actor)]
+    plan = make_plan(home, people[0], people[1], chosen)
+    if dry_run:
+        _show_plan(home, registry, plan, as_json)
+        return
+    _run(home, registry, plan, people, as_json)
+
+
+def make_plan(home: Home, avatar: Subject, actor: Subject, recipe: Any) -> Plan:
+    """The stages of a job of these two."""
+    from lavatar.platform import planning
+
+    return planning.plan(home.root, home.out_dir, person(avatar), person(actor), recipe)
+
+
+def person(subject: Subject) -> Person:
+    """A registered subject as planning wants it."""
+    from lavatar.platform.planning import Person
+    from lavatar.platform.subjects import source_of
+
+    frames = (subject.video or {}).get("frames")
+    return Person(subject.name, subject.digest, source_of(subject), frames)
+
+
+def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_json: bool) -> None:
+    from lavatar.platform.execution import Office
+    from lavatar.platform.jobs import run_job
+    from lavatar.platform.leases import Owner
+    from lavatar.platform.progress import open_display
+    from lavatar.platform.report import report, report_text
+    from lavatar.platform.subjects import require_unchanged
+
+    for subject in people:
+        require_unchanged(subject)
+    display = open_display()
+    backend = plan.recipe.resources.backend
+
+    def open_runner() -> Any:
+        from lavatar.cluster.stages import StageRunner
+
+        return StageRunner(home.root, backend=backend)
+
+    office = Office(home, registry, display, open_runner, Owner.current())
+    with reserved():
+        try:
+            display.message(
+                f"job {plan.job_id}: {plan.avatar.name} driven by {plan.actor.name}, recipe {plan.recipe.name}"
+            )
+            run_job(office, plan)
+        except LavatarError as error:
+            if as_json and job_known(registry, plan.job_id):
+                answer_json(
+                    {**report(registry, home, plan.job_id), "error": {"message": error.message, "hint": error.hint}}
+                )
+                error.answered = True  # type: ignore[attr-defined]
+            raise
+        finally:
+            display.close()
+        result = report(registry, home, plan.job_id)
+        if as_json:
+            answer_json(result)
+        else:
+            answer(report_text(result))
+
+
+def job_known(registry: Registry, job_id: str) -> bool:
+    """Whether the job got as far as the registry."""
+    from lavatar.errors import UnknownJobError
+    from lavatar.platform.ledger import get_job
+
+    try:
+        get_job(registry, job_id)
+    except UnknownJobError:
+        return False
+    return True
+
+
+def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> None:
+    """The dry run."""
+    from lavatar.platform.ledger import finished
+    from lavatar.platform.planning import space_needed, weights_present
+
+    done = finished(registry, home, [stage.key for stage in plan.stages])
+    stages: list[dict[str, Any]] = []
+    for stage in plan.stages:
+        names = (*stage.weights, *stage.optional_weights)
+        missing = [name for name in names if not weights_present(name)]
+        stages.append(
+            {
+                "name": stage.name,
+                "key": stage.key,
+                "cached": stage.key in done,
+                "needs": [s.name for s in plan.stages if s.key in stage.needs],
+                "resources": stage.resources.model_dump(mode="json"),
+                "weights": list(names),
+                "missing_weights": missing,
+            }
+        )
+    people = {f"preprocess:{p.name}": p for p in (plan.avatar, plan.actor)}
+    space = space_needed([s for s in plan.stages if s.key not in done], people)
+    if as_json:
+        answer_json(
+            {"job": plan.job_id, "recipe": plan.recipe.name, "dry_run": True, "disk_bytes": space, "stages": stages}
+        )
+        return
+    rows = []
+    for row in stages:
+        r = row["resources"]
+        needs = f"{r['workers']} × {r['cpus']:g} CPU" + (f" + {r['gpus']:g} GPU" if r["gpus"] else "")
+        weights = ", ".join(n + (" (missing)" if n in row["missing_weights"] else "") for n in row["weights"])
+        rows.append((row["name"], row["key"][:12], "done" if row["cached"] else "to do", needs, weights or "-"))
+    answer(table(rows, ("STAGE", "KEY", "STATE", "RESOURCES", "WEIGHTS")))
+    answer(f"disk: about {size_text(space)}; free: {size_text(home.free_bytes())}")
+    missing = sorted({name for row in stages for name in row["missing_weights"]})
+    if missing:
+        note(f"get the missing weights with: lavatar weights fetch {' '.join(missing)}")

@@ -1,0 +1,80 @@
+"""What finished jobs left: the newest models and datasets of an avatar or a pair, for reenact and evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavatar.configs.recipe import Recipe
+from lavatar.contracts import StageKind
+from lavatar.errors import JobError
+from lavatar.platform import ledger
+from lavatar.platform.home import Home
+from lavatar.platform.planning import release_dir
+from lavatar.platform.registry import Registry
+from lavatar.platform.subjects import find_subject, get_subject
+from lavatar.platform.tables import Job, Stage
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Folders of one job's results; `pair` and `actor_data` are None when only the avatar was asked for."""
+
+    job: str
+    recipe: Recipe
+    avatar: Path
+    avatar_data: Path
+    pair: Path | None = None
+    actor_data: Path | None = None
+
+
+def find_avatar(registry: Registry, home: Home, avatar: str) -> Finished:
+    """The avatar's newest model. Raises JobError, saying what to submit, when there is none."""
+    stage, job = _newest(registry, home, StageKind.AVATAR, avatar, None)
+    return Finished(job.id, _recipe(job), release_dir(home.absolute(stage.out_dir)), _data(registry, home, job, avatar))
+
+
+def find_pair(registry: Registry, home: Home, avatar: str, actor: str) -> Finished:
+    """The pair's newest model with the avatar it was trained for."""
+    stage, job = _newest(registry, home, StageKind.PAIR, avatar, actor)
+    views = ledger.job_stages(registry, job.id)
+    head = next(v.stage for v in views if v.stage.kind == StageKind.AVATAR)
+    return Finished(
+        job.id,
+        _recipe(job),
+        release_dir(home.absolute(head.out_dir)),
+        _data(registry, home, job, avatar),
+        release_dir(home.absolute(stage.out_dir)),
+        _data(registry, home, job, actor),
+    )
+
+
+def _newest(registry: Registry, home: Home, kind: StageKind, avatar: str, actor: str | None) -> tuple[Stage, Job]:
+    digests: dict[str, str | None] = {}
+    for name in (avatar, actor):
+        subject = find_subject(registry, name) if name else None
+        digests[name or ""] = subject.digest if subject else None
+    for stage in ledger.latest_stages(registry, kind, avatar, actor, digests):
+        job = ledger.job_of(registry, stage.key, avatar, actor)
+        if job is not None and release_dir(home.absolute(stage.out_dir)).is_dir():
+            return stage, job
+    for name in (avatar, actor):
+        if name and not ledger.names_known(registry, name):
+            get_subject(registry, name)  # raises, naming the nearest
+    what = f"avatar {avatar!r}" if actor is None else f"avatar {avatar!r} driven by {actor!r}"
+    raise JobError(
+        f"there is no finished model of {what}", f"Make it: lavatar submit --avatar {avatar} --actor {actor or 'ACTOR'}"
+    )
+
+
+def _data(registry: Registry, home: Home, job: Job, subject: str) -> Path:
+    """The subject's dataset in this job; two names of one video share it."""
+    views = [v for v in ledger.job_stages(registry, job.id) if v.stage.kind == StageKind.PREPROCESS]
+    chosen = next((v for v in views if v.name == f"preprocess:{subject}"), views[0])
+    return home.absolute(chosen.stage.out_dir)
+
+
+def _recipe(job: Job) -> Recipe:
+    """The job's recipe as it was stored; keys that this lavatar no longer knows are left out."""
+    known = {name: value for name, value in job.recipe.items() if name in Recipe.model_fields}
+    return Recipe.model_validate(known)

@@ -1,0 +1,124 @@
+"""LAVATAR_HOME: the one folder that lavatar writes to (the weights cache apart), and what lies where in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavatar.contracts import StageKind
+from lavatar.errors import StorageError
+
+HOME_VARIABLE = "LAVATAR_HOME"
+REGISTRY_VARIABLE = "LAVATAR_REGISTRY"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+_FOLDERS = ("shards", "checkpoints", "outputs", "ray", "logs", "mlartifacts")
+_FOLDER_OF_KIND = {
+    StageKind.PREPROCESS: "shards",
+    StageKind.AVATAR: "checkpoints",
+    StageKind.PAIR: "checkpoints",
+    StageKind.PREVIEW: "outputs",
+}
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below the home folder, and the two databases' addresses."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """LAVATAR_HOME, else ~/.lavatar; absolute."""
+        given = os.environ.get(HOME_VARIABLE, "").strip()
+        return cls(Path(given or "~/.lavatar").expanduser().absolute())
+
+    @property
+    def registry_url(self) -> str:
+        """LAVATAR_REGISTRY (any SQLAlchemy address), else SQLite in the home."""
+        return os.environ.get(REGISTRY_VARIABLE, "").strip() or f"sqlite:///{self.root / 'registry.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLFLOW_TRACKING_URI, else SQLite in the home."""
+        return os.environ.get(TRACKING_VARIABLE, "").strip() or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def own_tracking(self) -> bool:
+        """Whether MLflow's database is the home's, so that its artefacts belong in the home as well."""
+        return not os.environ.get(TRACKING_VARIABLE, "").strip()
+
+    @property
+    def mlartifacts(self) -> Path:
+        return self.root / "mlartifacts"
+
+    def out_dir(self, kind: StageKind, key: str) -> Path:
+        """Where a stage's result lies: its kind's folder, its key."""
+        return self.root / _FOLDER_OF_KIND[kind] / key
+
+    def relative(self, path: Path) -> str:
+        """`path` as it is remembered: relative when inside the home, so that a home can be moved."""
+        absolute = Path(os.path.abspath(path))
+        return str(absolute.relative_to(self.root)) if absolute.is_relative_to(self.root) else str(absolute)
+
+    def absolute(self, remembered: str) -> Path:
+        """The reverse of `relative`."""
+        return self.root / remembered
+
+    def ensure(self) -> Home:
+        """Make the folders. Raises StorageError when the home cannot be written."""
+        try:
+            for name in _FOLDERS:
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the home folder {self.root} cannot be written: {error.strerror or error}",
+                f"Make it writable, or set {HOME_VARIABLE} to a folder that is.",
+            ) from error
+        if not os.access(self.root, os.W_OK):
+            raise StorageError(
+                f"the home folder {self.root} cannot be written: no permission",
+                f"Make it writable, or set {HOME_VARIABLE} to a folder that is.",
+            )
+        return self
+
+    def free_bytes(self) -> int:
+        """Free space on the home's disk, in bytes."""
+        folder = next(p for p in (self.root, *self.root.parents) if p.exists())
+        return shutil.disk_usage(folder).free
+
+    def require_space(self, needed: int) -> None:
+        """Raises StorageError when fewer than `needed` bytes are free."""
+        free = self.free_bytes()
+        if free < needed:
+            raise StorageError(
+                f"the disk of {self.root} has {size_text(free)} free, this job needs about {size_text(needed)}",
+                f"Free some space, or set {HOME_VARIABLE} to a folder on a larger disk.",
+            )
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: '3.4 GB'."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """One process at a time on this machine holds `lock` (an empty file that stays); freed when the process dies."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

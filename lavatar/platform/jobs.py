@@ -1,0 +1,205 @@
+"""The driver of a job: runs what of it is not done yet, in order, and leaves the registry true whatever happens.
+
+A job that is submitted again goes on where it stopped; a stage that another job is running is waited for; a finished
+one is never run again while its files are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from lavatar.contracts import StageKind
+from lavatar.errors import Interrupted, JobError, LavatarError
+from lavatar.platform import ledger
+from lavatar.platform.execution import STOPS, Execution, Office
+from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat
+from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
+from lavatar.platform.planning import Plan, PlannedStage, release_dir, require_weights, space_needed
+from lavatar.platform.registry import Registry
+from lavatar.platform.signals import terminate_as_interrupt
+from lavatar.platform.states import State
+from lavatar.platform.tables import Job
+from lavatar.platform.tracking import Tracker, experiment_name
+
+
+def run_job(office: Office, plan: Plan) -> None:
+    """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted."""
+    registry, home = office.registry, office.home
+    keys = [stage.key for stage in plan.stages]
+    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar.name, plan.actor.name))
+    ledger.release_dead(registry)
+    for lost in ledger.reopen_lost(registry, home, keys):
+        office.display.message(f"the files of {lost.name} are gone: it is done again", "warning")
+    done = ledger.finished(registry, home, keys)
+    todo = [stage for stage in plan.stages if stage.key not in done]
+    job = ledger.get_job(registry, plan.job_id)
+    if not todo and job.state == State.FINISHED and not _unregistered(office, plan):
+        for stage in plan.stages:
+            ledger.set_cached(registry, plan.job_id, stage.key, True, 0.0)
+            office.display.state(stage.name, "cached")
+        return
+    require_weights(todo)
+    home.require_space(space_needed(todo, {f"preprocess:{p.name}": p for p in (plan.avatar, plan.actor)}))
+    job = ledger.claim_job(registry, plan.job_id, office.owner)
+    with _ending(office, plan.job_id), _Heartbeat(registry, office.owner) as pulse:
+        _run_claimed(office, plan, job, todo, pulse)
+
+
+def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage], pulse: _Heartbeat) -> None:
+    """The job is ours: its runs, its stages, its models."""
+    registry = office.registry
+
+    def warn(text: str) -> None:
+        office.display.message(text, "warning")
+        with contextlib.suppress(LavatarError):
+            ledger.record(registry, plan.job_id, text, level="warning")
+
+    ledger.record(registry, plan.job_id, f"submitted with recipe {plan.recipe.name}; {len(todo)} stages to do")
+    tracker = _open_tracker(office, bool(todo), warn)
+    if tracker:
+        _end_stale_runs(registry, tracker)
+        run_id = tracker.open_job(job.experiment, job.id, job.mlflow_run_id, _job_params(plan))
+        ledger.set_run(registry, job, run_id, open_=run_id is not None)
+    state = State.FAILED
+    try:
+        execution = Execution(office, plan, job, tracker, pulse.check)
+        execution.mark_cached({stage.key for stage in todo})
+        if todo:
+            office.display.message("starting the cluster" if plan.recipe.resources.backend == "ray" else "starting")
+            with office.open_runner() as runner:
+                execution.run(
+                    runner, todo, after_finish=lambda stage: _register(office, plan, tracker, stage.key, warn)
+                )
+        if tracker:
+            for stage in plan.stages:
+                _register(office, plan, tracker, stage.key, warn)
+        state = State.FINISHED
+    except STOPS:
+        state = State.INTERRUPTED
+        raise
+    finally:
+        if tracker and tracker.end(job.mlflow_run_id, state):
+            ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
+
+
+def _open_tracker(office: Office, required: bool, warn: Callable[[str], None]) -> Tracker | None:
+    """MLflow has to answer before hours of training begin; for a finished job it is only asked to catch up."""
+    try:
+        return Tracker(office.home, warn)
+    except JobError as error:
+        if required:
+            raise
+        warn(error.message)
+        return None
+
+
+def _end_stale_runs(registry: Registry, tracker: Tracker) -> None:
+    """MLflow shows a run that nobody ended as running for ever: end those whose process died."""
+    for row in ledger.unended_runs(registry):
+        state = State(row.state)
+        if tracker.end(row.mlflow_run_id, state if state is not State.PENDING else State.INTERRUPTED):
+            ledger.set_run(registry, row, row.mlflow_run_id, open_=False)
+
+
+def _job_params(plan: Plan) -> dict[str, object]:
+    return {
+        "avatar": plan.avatar.name,
+        "actor": plan.actor.name,
+        "job": plan.job_id,
+        **plan.recipe.model_dump(mode="json"),
+    }
+
+
+def releases(plan: Plan) -> list[Release]:
+    """The models that this job registers."""
+    head, pair = plan.stage(StageKind.AVATAR), plan.stage(StageKind.PAIR)
+    folders = {"avatar": release_dir(head.spec.out_dir), "pair": release_dir(pair.spec.out_dir)}
+    sizes = (plan.recipe.avatar.image_size, plan.recipe.preprocess.face_size)
+    data_a, data_b = pair.spec.inputs["avatar_dataset"], pair.spec.inputs["actor_dataset"]
+    own, both = avatar_model_name(plan.avatar.name), pair_model_name(plan.avatar.name, plan.actor.name)
+    return [
+        Release(StageKind.AVATAR, head.key, own, {"avatar": folders["avatar"]}, *sizes, data_a),
+        Release(StageKind.PAIR, pair.key, both, folders, *sizes, data_b),
+    ]
+
+
+def _unregistered(office: Office, plan: Plan) -> list[Release]:
+    """Releases that are not in the model registry of today's tracking server."""
+    wanted = releases(plan)
+    rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
+    present = {(row.stage_key, row.name) for row in rows if row.uri == office.home.tracking_uri}
+    return [r for r in wanted if (r.stage_key, r.name) not in present]
+
+
+def _register(office: Office, plan: Plan, tracker: Tracker | None, key: str, warn: Callable[[str], None]) -> None:
+    """Put the stage's model, if it has one and it is not there yet, into the model registry."""
+    if tracker is None:
+        return
+    for release in _unregistered(office, plan):
+        if release.stage_key != key:
+            continue
+        stage = ledger.get_stage(office.registry, key)
+        version = register(office.home, tracker, release, stage.mlflow_run_id if stage else None, warn)
+        if version is not None:
+            ledger.store_model(office.registry, key, release.name, version, tracker.uri)
+            ledger.record(office.registry, plan.job_id, f"registered {release.name} version {version}", key=key)
+
+
+@contextlib.contextmanager
+def _ending(office: Office, job_id: str) -> Iterator[None]:
+    """However the job ends, the registry says so. Ctrl-C and SIGTERM both end it as interrupted."""
+    registry, owner = office.registry, office.owner
+    try:
+        with terminate_as_interrupt():
+            yield
+    except STOPS as error:
+        text = "interrupted; what is done is kept"
+        ledger.record(registry, job_id, text, level="warning")
+        ledger.end_job(registry, job_id, owner, State.INTERRUPTED, text, "Submit again: it goes on from there.")
+        if isinstance(error, Interrupted):
+            raise
+        raise Interrupted(
+            f"job {job_id} interrupted; what is done is kept", "Submit again: it goes on from there."
+        ) from None
+    except BaseException as error:
+        message, hint = ledger.failure(error)
+        with contextlib.suppress(LavatarError):  # the first error is the one to show
+            ledger.record(registry, job_id, message, level="error")
+            ledger.end_job(registry, job_id, owner, State.FAILED, message, hint)
+        raise
+    else:
+        ledger.record(registry, job_id, "finished")
+        ledger.end_job(registry, job_id, owner, State.FINISHED)
+
+
+class _Heartbeat:
+    """Renews this process's leases while a job runs. `check` raises when they were lost: it was thought dead."""
+
+    def __init__(self, registry: Registry, owner: Owner) -> None:
+        self._registry, self._owner = registry, owner
+        self._stop, self._lost = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        if self._lost.is_set():
+            raise JobError(
+                "another process has taken this job over: this one gave no sign of life for too long",
+                "Look at it with: lavatar jobs list",
+            )
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(LavatarError), self._registry.write() as session:
+                if heartbeat(session, self._owner) == 0:
+                    self._lost.set()
+                    return

@@ -1,0 +1,348 @@
+"""Stages and jobs in the registry: claiming them, ending them, and what they left. One function, one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from lavatar.contracts import StageKind, StageResult, StageSpec
+from lavatar.errors import LavatarError, UnknownJobError
+from lavatar.platform import leases
+from lavatar.platform.home import Home
+from lavatar.platform.jsonable import plain
+from lavatar.platform.leases import Owner
+from lavatar.platform.planning import Plan
+from lavatar.platform.registry import Registry, insert_missing, now
+from lavatar.platform.states import State, move
+from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobStage, Stage
+
+_MARKERS = {StageKind.PREPROCESS: "manifest.json", StageKind.AVATAR: "release", StageKind.PAIR: "release"}
+
+
+@dataclass(frozen=True)
+class StageView:
+    """A stage as one job sees it."""
+
+    name: str
+    cached: bool
+    job_seconds: float
+    stage: Stage
+
+
+def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> None:
+    """Write the job and its stages down, leaving what is there already."""
+    with registry.write() as session:
+        job = {
+            "id": plan.job_id,
+            "avatar": plan.avatar.name,
+            "actor": plan.actor.name,
+            "avatar_digest": plan.avatar.digest,
+            "actor_digest": plan.actor.digest,
+            "recipe_name": plan.recipe.name,
+            "recipe": plan.recipe.model_dump(mode="json"),
+            "experiment": experiment,
+            "created": now(),
+        }
+        insert_missing(session, Job, [job])
+        session.execute(update(Job).where(Job.id == plan.job_id).values(recipe=job["recipe"]))
+        insert_missing(session, Stage, [_stage_row(home, s.spec) for s in plan.stages])
+        rows = [
+            {"job_id": plan.job_id, "stage_key": s.key, "name": s.name, "position": i}
+            for i, s in enumerate(plan.stages)
+        ]
+        insert_missing(session, JobStage, rows)
+
+
+def _stage_row(home: Home, spec: StageSpec) -> dict[str, Any]:
+    return {
+        "key": spec.key,
+        "kind": spec.kind.value,
+        "name": spec.name,
+        "out_dir": home.relative(spec.out_dir),
+        "created": now(),
+    }
+
+
+def claim_job(registry: Registry, job_id: str, owner: Owner) -> Job:
+    """Make `owner` the one that runs the job. StageBusyError while another living process does."""
+    with registry.write() as session:
+        job = _job(session, job_id)
+        if job.state == State.FINISHED:
+            move(job, State.PENDING)
+        leases.claim(job, owner, job_id)
+        return job
+
+
+def claim_stage(registry: Registry, key: str, owner: Owner, job_id: str) -> Stage:
+    """Make `owner` the one that runs the stage, or return it finished. StageBusyError while another process runs it."""
+    with registry.write() as session:
+        stage = _stage(session, key)
+        if stage.state != State.FINISHED:
+            leases.claim(stage, owner, job_id)
+        return stage
+
+
+def end_job(registry: Registry, job_id: str, owner: Owner, to: State, message: str = "", hint: str = "") -> None:
+    """The job's attempt by `owner` ends; nothing happens if the job was taken over meanwhile."""
+    with registry.write() as session:
+        job = _job(session, job_id)
+        if job.owner == owner.id:
+            leases.release(job, to, message, hint)
+
+
+def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: str = "", hint: str = "") -> None:
+    """A stage's attempt by `owner` ends without a result."""
+    with registry.write() as session:
+        stage = _stage(session, key)
+        if stage.owner == owner.id:
+            leases.release(stage, to, message, hint)
+
+
+def finish_stage(registry: Registry, home: Home, spec: StageSpec, owner: Owner, result: StageResult) -> bool:
+    """The stage is done: its result and its new state in one transaction. False if it was taken over meanwhile."""
+    summary = _manifest_summary(spec) if spec.kind is StageKind.PREPROCESS else {}
+    with registry.write() as session:
+        stage = _stage(session, spec.key)
+        if stage.owner != owner.id:
+            return False
+        leases.release(stage, State.FINISHED)
+        stage.metrics, stage.notes = plain(result.metrics), [str(note) for note in result.notes]
+        stage.done = stage.total or stage.done
+        session.execute(delete(Artefact).where(Artefact.stage_key == spec.key, Artefact.kind == "file"))
+        for name, path in result.artefacts.items():
+            row = Artefact(stage_key=spec.key, kind="file", name=name, path=home.relative(Path(path)), created=now())
+            session.add(row)
+        if spec.kind is StageKind.PREPROCESS:
+            subject = next(iter(spec.sources.values())).name
+            folder = home.relative(spec.out_dir)
+            session.merge(Dataset(key=spec.key, subject=subject, folder=folder, summary=summary, created=now()))
+    return True
+
+
+def _manifest_summary(spec: StageSpec) -> dict[str, Any]:
+    """What the registry keeps of a manifest; the dropped frames themselves stay in the manifest."""
+    import json
+
+    try:
+        manifest = json.loads((spec.out_dir / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    kept = ("digest", "kind", "frames", "train", "eval", "fps", "reprojection_px", "portrait_size", "has_audio")
+    summary = {name: manifest.get(name) for name in kept}
+    return plain({**summary, "dropped": len(manifest.get("dropped") or ())})
+
+
+def set_progress(registry: Registry, key: str, owner: Owner, done: int | None, total: int | None, unit: str) -> None:
+    """How far a running stage is, for whoever looks from outside."""
+    with registry.write() as session:
+        statement = update(Stage).where(Stage.key == key, Stage.owner == owner.id)
+        session.execute(statement.values(done=done, total=total, unit=unit))
+
+
+def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: bool) -> None:
+    """Remember the MLflow run of a stage or a job, and whether it still has to be ended."""
+    with registry.write() as session:
+        table, column, value = (Job, Job.id, row.id) if isinstance(row, Job) else (Stage, Stage.key, row.key)
+        session.execute(update(table).where(column == value).values(mlflow_run_id=run_id, mlflow_open=open_))
+    row.mlflow_run_id, row.mlflow_open = run_id, open_
+
+
+def set_cached(registry: Registry, job_id: str, key: str, cached: bool, seconds: float) -> None:
+    """How this job's latest submit came by the stage."""
+    with registry.write() as session:
+        where = (JobStage.job_id == job_id, JobStage.stage_key == key)
+        session.execute(update(JobStage).where(*where).values(cached=cached, seconds=seconds))
+
+
+def finished(registry: Registry, home: Home, keys: Iterable[str]) -> set[str]:
+    """Of these stages, those that are done and whose files are still there."""
+    with registry.read() as session:
+        stages = session.scalars(select(Stage).where(Stage.key.in_(list(keys)), Stage.state == State.FINISHED.value))
+        return {stage.key for stage in stages if _files_present(session, home, stage)}
+
+
+def reopen_lost(registry: Registry, home: Home, keys: Iterable[str]) -> list[Stage]:
+    """Finished stages whose files were deleted become pending again; returns them."""
+    lost = []
+    with registry.write() as session:
+        chosen = select(Stage).where(Stage.key.in_(list(keys)), Stage.state == State.FINISHED.value)
+        for stage in session.scalars(chosen.with_for_update()):
+            if not _files_present(session, home, stage):
+                move(stage, State.PENDING)
+                session.execute(delete(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
+                lost.append(stage)
+    return lost
+
+
+def _files_present(session: Session, home: Home, stage: Stage) -> bool:
+    marker = _MARKERS.get(StageKind(stage.kind))
+    if marker and not (home.absolute(stage.out_dir) / marker).exists():
+        return False
+    rows = session.scalars(select(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
+    return all(home.absolute(row.path).exists() for row in rows if row.path)
+
+
+def release_dead(registry: Registry) -> list[Stage | Job]:
+    """Stages and jobs that a dead process left running become interrupted."""
+    with registry.read() as session:
+        if not _running(session):
+            return []
+    with registry.write() as session:
+        dead = [row for row in _running(session, lock=True) if not leases.owner_alive(row)]
+        for row in dead:
+            leases.abandon(row)
+    return dead
+
+
+def _running(session: Session, *, lock: bool = False) -> list[Stage | Job]:
+    running = State.RUNNING.value
+    stages, jobs = select(Stage).where(Stage.state == running), select(Job).where(Job.state == running)
+    if lock:
+        stages, jobs = stages.with_for_update(), jobs.with_for_update()
+    return [*session.scalars(stages), *session.scalars(jobs)]
+
+
+def unended_runs(registry: Registry) -> list[Stage | Job]:
+    """Rows whose MLflow run was opened, that nobody works on any more."""
+    rows: list[Stage | Job] = []
+    with registry.read() as session:
+        for table in (Stage, Job):
+            where = (table.mlflow_open.is_(True), table.state != State.RUNNING.value)
+            rows.extend(session.scalars(select(table).where(*where)))
+    return rows
+
+
+def get_stage(registry: Registry, key: str) -> Stage | None:
+    with registry.read() as session:
+        return session.get(Stage, key)
+
+
+def get_job(registry: Registry, job_id: str) -> Job:
+    """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
+    with registry.read() as session:
+        jobs = list(session.scalars(select(Job).where(Job.id.startswith(job_id, autoescape=True))))
+    exact = [job for job in jobs if job.id == job_id]
+    if exact or len(jobs) == 1:
+        return (exact or jobs)[0]
+    if jobs:
+        raise UnknownJobError(
+            f"{job_id!r} begins {len(jobs)} jobs' ids", f"Write more of it: {', '.join(j.id for j in jobs)}"
+        )
+    raise UnknownJobError(f"there is no job {job_id!r}", "Look them up with: lavatar jobs list")
+
+
+def list_jobs(registry: Registry) -> list[Job]:
+    """Newest first."""
+    with registry.read() as session:
+        return list(session.scalars(select(Job).order_by(Job.created.desc(), Job.id)))
+
+
+def job_stages(registry: Registry, job_id: str) -> list[StageView]:
+    """The job's stages in order."""
+    with registry.read() as session:
+        rows = session.execute(
+            select(JobStage, Stage).join(Stage, Stage.key == JobStage.stage_key).where(JobStage.job_id == job_id)
+            .order_by(JobStage.position)
+        )  # fmt: skip
+        return [StageView(link.name, link.cached, link.seconds, stage) for link, stage in rows]
+
+
+def artefacts(registry: Registry, keys: Iterable[str], kind: str) -> list[Artefact]:
+    """What these stages left, in the order it was stored."""
+    with registry.read() as session:
+        chosen = select(Artefact).where(Artefact.stage_key.in_(list(keys)), Artefact.kind == kind)
+        return list(session.scalars(chosen.order_by(Artefact.id)))
+
+
+def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
+    """Remember a version in the model registry at `uri` that was made from this stage."""
+    with registry.write() as session:
+        where = (Artefact.stage_key == key, Artefact.kind == "model", Artefact.name == name)
+        session.execute(delete(Artefact).where(*where))
+        session.add(Artefact(stage_key=key, kind="model", name=name, version=version, uri=uri, created=now()))
+
+
+def record(
+    registry: Registry, job_id: str | None, text: str, *, key: str | None = None, stage: str = "", level: str = "info"
+) -> None:
+    """One line of the job's log."""
+    with registry.write() as session:
+        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=text))
+
+
+def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
+    with registry.read() as session:
+        return list(session.scalars(select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id)))
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """Message and hint of an exception, as they are stored."""
+    if isinstance(error, LavatarError):
+        return error.message, error.hint
+    return f"{type(error).__name__}: {error}", "Run it again with --debug."
+
+
+def latest_stages(
+    registry: Registry, kind: StageKind, avatar: str, actor: str | None, digests: Mapping[str, str | None]
+) -> Sequence[Stage]:
+    """Finished stages of that kind in jobs of these names, newest first.
+
+    `digests` holds what the names stand for today (None: the subject was removed; then any job of that name counts).
+    """
+    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key).join(Job, Job.id == JobStage.job_id)
+    query = query.where(Stage.kind == kind.value, Stage.state == State.FINISHED.value, Job.avatar == avatar)
+    if digests.get(avatar):
+        query = query.where(Job.avatar_digest == digests[avatar])
+    if actor is not None:
+        query = query.where(Job.actor == actor)
+        if digests.get(actor):
+            query = query.where(Job.actor_digest == digests[actor])
+    with registry.read() as session:
+        found = session.scalars(query.order_by(Stage.ended.desc(), Stage.key)).all()
+    return list({stage.key: stage for stage in found}.values())
+
+
+def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job | None:
+    """The newest job of these names that contains the stage."""
+    query = select(Job).join(JobStage, JobStage.job_id == Job.id).where(JobStage.stage_key == key, Job.avatar == avatar)
+    if actor is not None:
+        query = query.where(Job.actor == actor)
+    with registry.read() as session:
+        return session.scalars(query.order_by(Job.created.desc(), Job.id)).first()
+
+
+def names_known(registry: Registry, name: str) -> bool:
+    """Whether a job ever had a subject of that name."""
+    with registry.read() as session:
+        return session.scalars(select(Job.id).where((Job.avatar == name) | (Job.actor == name))).first() is not None
+
+
+def list_datasets(registry: Registry, subject: str) -> list[Dataset]:
+    """What was made of a subject's video, newest first."""
+    with registry.read() as session:
+        return list(
+            session.scalars(
+                select(Dataset).where(Dataset.subject == subject).order_by(Dataset.created.desc(), Dataset.key)
+            )
+        )
+
+
+def _job(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id, with_for_update=True)
+    if job is None:
+        raise UnknownJobError(f"there is no job {job_id!r}", "Look them up with: lavatar jobs list")
+    return job
+
+
+def _stage(session: Session, key: str) -> Stage:
+    stage = session.get(Stage, key, with_for_update=True)
+    if stage is None:
+        raise UnknownJobError(
+            f"there is no stage {key[:12]!r}", "The registry was replaced while the job ran: submit again."
+        )
+    return stage

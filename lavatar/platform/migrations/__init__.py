@@ -1,0 +1,1 @@
+"""Alembic's migrations of the registry. Shipped in the package; run by lavatar.platform.registry at first use."""

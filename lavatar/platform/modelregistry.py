@@ -1,0 +1,126 @@
+"""Finished models in MLflow's model registry: pyfunc models from code whose artefacts are safetensors and JSON.
+
+`mlflow.pyfunc.load_model("models:/lavatar-avatar-A@champion")` then works wherever lavatar is installed; its predict
+takes face crops and gives portraits. One version a finished stage and name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavatar.contracts import StageKind
+from lavatar.platform.home import Home
+from lavatar.platform.tracking import Tracker, Warn
+
+CHAMPION = "champion"
+_SCRIPTS = {StageKind.AVATAR: "avatar_model.py", StageKind.PAIR: "pair_model.py"}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A model to be registered: which stage made it, its releases by role, sides of portraits and faces, a dataset."""
+
+    kind: StageKind
+    stage_key: str
+    name: str
+    folders: Mapping[str, Path]
+    image_size: int
+    face_size: int = 128
+    faces: Path | None = None  # a dataset: one of its face crops is the example
+
+
+def avatar_model_name(avatar: str) -> str:
+    return f"lavatar-avatar-{avatar}"
+
+
+def pair_model_name(avatar: str, actor: str) -> str:
+    return f"lavatar-pair-{avatar}-{actor}"
+
+
+def register(home: Home, tracker: Tracker, release: Release, run_id: str | None, warn: Warn) -> int | None:
+    """A new version of `release.name`, made champion; logged into run `run_id` and ending it. None if MLflow failed."""
+    try:
+        return _register(home, tracker, release, run_id)
+    except Exception as error:  # whatever MLflow raises: the models on disk are not touched by it
+        text = (str(error).strip().splitlines() or [""])[0]
+        warn(
+            f"{release.name} could not be registered in MLflow ({type(error).__name__}: {text}); submit again to retry"
+        )
+        return None
+
+
+def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
+    import mlflow
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    mlflow.set_tracking_uri(tracker.uri)
+    mlflow.set_registry_uri(tracker.uri)
+    byte = np.dtype(np.uint8)
+    face, portrait = (-1, release.face_size, release.face_size, 3), (-1, release.image_size, release.image_size, 3)
+    inputs, outputs = Schema([TensorSpec(byte, face)]), Schema([TensorSpec(byte, portrait)])
+    signature = ModelSignature(inputs=inputs, outputs=outputs)
+
+    def log(copies: Path) -> Any:
+        return mlflow.pyfunc.log_model(
+            name=release.kind.value,
+            python_model=str(Path(__file__).with_name(_SCRIPTS[release.kind])),
+            artifacts={role: str(copies / role) for role in release.folders},
+            signature=signature,
+            input_example=_example(release),
+            registered_model_name=release.name,
+            await_registration_for=60,
+            pip_requirements=[f"lavatar=={_version()}"],
+            metadata={"stage": release.stage_key},
+        )
+
+    with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
+        for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
+            shutil.copytree(folder, Path(scratch) / role)
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what it registers; so do we
+            info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
+    version = int(info.registered_model_version)
+    tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
+    tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
+    return version
+
+
+def _in_run(tracker: Tracker, run_id: str | None, log: Callable[[], Any]) -> Any:
+    """Log into the stage's run, without leaving any run active in this process, and leave its status as it was."""
+    import mlflow
+
+    if run_id is None:
+        return log()
+    status = tracker.client.get_run(run_id).info.status
+    with mlflow.start_run(run_id=run_id):
+        info = log()
+    tracker.client.set_terminated(run_id, status="FINISHED" if status == "RUNNING" else status)
+    return info
+
+
+def _example(release: Release) -> np.ndarray:
+    """One face crop as the model takes it: from the dataset, or grey."""
+    size = release.face_size
+    if release.faces is not None and (release.faces / "manifest.json").exists():
+        from lavatar.datasets.shards import iterate
+
+        sample = next(iter(iterate(release.faces)), None)
+        if sample is not None and sample.face.shape == (size, size, 3):
+            return np.asarray(sample.face, np.uint8)[None]
+    return np.full((1, size, size, 3), 128, np.uint8)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lavatar")

@@ -1,0 +1,60 @@
+"""Standard output belongs to the answer: one JSON object with --json, a short text without.
+
+Libraries and worker processes print to file descriptor 1 as they like; while `reserved()` holds, that goes to standard
+error, and only `answer` reaches the real standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from lavatar.platform.jsonable import plain
+
+_answers: list[IO[str]] = []
+
+
+@contextlib.contextmanager
+def reserved() -> Iterator[None]:
+    """Keep everything but `answer` off standard output."""
+    sys.stdout.flush()
+    stream, before = os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stdout
+    _answers.append(stream)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        _answers.remove(stream)
+        os.dup2(stream.fileno(), 1)
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+
+
+def answer(text: str) -> None:
+    """Text to the real standard output."""
+    stream = _answers[-1] if _answers else sys.stdout
+    print(text, file=stream, flush=True)
+
+
+def answer_json(value: Any) -> None:
+    """One JSON object (or array) to the real standard output."""
+    answer(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """A line for people, beside the answer: standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Columns as wide as they need to be."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join(lines)

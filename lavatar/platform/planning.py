@@ -1,0 +1,274 @@
+"""From two subjects and a recipe to stages with keys.
+
+A key is the digest of everything the stage's result depends on, and of nothing else: two jobs that need the same stage
+have the same key and share one execution. What only says how often or where something is done (logging, checkpoints,
+memory, resources) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavatar.configs.recipe import Recipe
+from lavatar.configs.resources import StageResources
+from lavatar.contracts import StageKind, StageSpec, VideoSource
+from lavatar.errors import UsageError, WeightsError
+
+METHOD_VERSION: Mapping[StageKind, int] = {StageKind.AVATAR: 1, StageKind.PAIR: 1, StageKind.PREVIEW: 1}
+"""Raised when the code of a stage comes to give another result from the same configuration. Preprocessing has its
+schema version instead (lavatar.datasets.preprocess.dataset_digest)."""
+
+SECTIONS: Mapping[StageKind, tuple[str, ...]] = {
+    StageKind.PREPROCESS: ("preprocess",),
+    StageKind.AVATAR: ("avatar", "avatar_loss", "avatar_learning", "avatar_training"),
+    StageKind.PAIR: ("ynet", "ynet_loss", "ynet_training", "mapping", "mapping_training", "pair_learning"),
+    StageKind.PREVIEW: ("evaluation",),
+}
+"""The sections of a recipe that each stage depends on beside its inputs."""
+
+KEYLESS_SECTIONS = frozenset({"name", "resources"})
+"""What of a recipe changes no result."""
+
+CADENCE = frozenset({"log_every", "picture_every", "checkpoint_every", "cache_mb"})
+"""Keys of the training sections that change no result."""
+
+_KEYLESS = {"evaluation": frozenset({"batch_size"})}
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Person:
+    """A subject as planning needs it."""
+
+    name: str
+    digest: str
+    source: VideoSource
+    frames: int | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        return self.source.synthetic_seed is not None
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, the keys of the stages it waits for, and what it asks for."""
+
+    spec: StageSpec
+    needs: tuple[str, ...]
+    resources: StageResources
+    weights: tuple[str, ...]  # without these it cannot run
+    optional_weights: tuple[str, ...] = ()  # without these some of its metrics are null
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job: its stages in an order in which each comes after what it needs."""
+
+    job_id: str
+    avatar: Person
+    actor: Person
+    recipe: Recipe
+    stages: tuple[PlannedStage, ...]
+
+    def stage(self, kind: StageKind) -> PlannedStage:
+        """The last stage of that kind (for preprocessing: the actor's)."""
+        return next(s for s in reversed(self.stages) if s.spec.kind is kind)
+
+
+def plan(home_root: Path, out_dir: Any, avatar: Person, actor: Person, recipe: Recipe) -> Plan:
+    """The stages of `avatar` driven by `actor`. `out_dir(kind, key)` says where a stage's result goes."""
+    if avatar.name == actor.name:
+        raise UsageError(
+            f"avatar and actor are both {avatar.name!r}",
+            "Name two subjects: how the avatar follows its own held-out performance is measured in every job.",
+        )
+    builder = _Builder(home_root, out_dir, recipe)
+    data_a, data_b = builder.preprocess(avatar), builder.preprocess(actor)
+    head = builder.avatar(avatar, data_a)
+    pair = builder.pair(avatar, actor, data_a, data_b, head)
+    preview = builder.preview(avatar, actor, data_a, data_b, head, pair)
+    unique = {stage.key: stage for stage in (data_a, data_b, head, pair, preview)}
+    job_id = digest("job", avatar.name, actor.name, preview.key)[:10]
+    return Plan(job_id, avatar, actor, recipe, tuple(unique.values()))
+
+
+class _Builder:
+    """Makes the stages of one job."""
+
+    def __init__(self, root: Path, out_dir: Any, recipe: Recipe) -> None:
+        self._root, self._out_dir, self._recipe = root, out_dir, recipe
+        self._dump = recipe.model_dump(mode="json")
+
+    def preprocess(self, person: Person) -> PlannedStage:
+        from lavatar.datasets.preprocess import dataset_digest
+
+        key = dataset_digest(person.source, self._recipe.preprocess)
+        weights = preprocess_weights(person, self._recipe)
+        name = f"preprocess:{person.name}"
+        return self._stage(StageKind.PREPROCESS, name, key, {}, (), {"subject": person.source}, weights)
+
+    def avatar(self, avatar: Person, data: PlannedStage) -> PlannedStage:
+        weights = ("lpips_vgg16",) if self._recipe.avatar_loss.lambda_vgg > 0 else ()
+        key = self._key(StageKind.AVATAR, {"dataset": data.key}, weights)
+        inputs = {"dataset": data.spec.out_dir}
+        name = f"avatar:{avatar.name}"
+        return self._stage(StageKind.AVATAR, name, key, inputs, (data,), {"avatar": avatar.source}, weights)
+
+    def pair(
+        self, avatar: Person, actor: Person, data_a: PlannedStage, data_b: PlannedStage, head: PlannedStage
+    ) -> PlannedStage:
+        keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key}
+        key = self._key(StageKind.PAIR, keys, ())
+        inputs = {
+            "avatar_dataset": data_a.spec.out_dir,
+            "actor_dataset": data_b.spec.out_dir,
+            "avatar": release_dir(head.spec.out_dir),
+        }
+        sources = {"avatar": avatar.source, "actor": actor.source}
+        name = f"pair:{avatar.name}<-{actor.name}"
+        return self._stage(StageKind.PAIR, name, key, inputs, (data_a, data_b, head), sources, ())
+
+    def preview(
+        self,
+        avatar: Person,
+        actor: Person,
+        data_a: PlannedStage,
+        data_b: PlannedStage,
+        head: PlannedStage,
+        pair: PlannedStage,
+    ) -> PlannedStage:
+        # Names are drawn into the pictures; metrics of weights that were missing are measured once they are there.
+        keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key, "pair": pair.key}
+        optional = ("lpips_alexnet",)
+        required = ("face_landmarker",) if not (avatar.synthetic and actor.synthetic) else ()
+        present = tuple(name for name in optional if weights_present(name))
+        key = self._key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, (*required, *present))
+        inputs = {
+            "avatar_dataset": data_a.spec.out_dir,
+            "actor_dataset": data_b.spec.out_dir,
+            "avatar": release_dir(head.spec.out_dir),
+            "pair": release_dir(pair.spec.out_dir),
+        }
+        sources = {"avatar": avatar.source, "actor": actor.source}
+        name = f"preview:{avatar.name}<-{actor.name}"
+        needs = (data_a, data_b, head, pair)
+        return self._stage(StageKind.PREVIEW, name, key, inputs, needs, sources, required, optional)
+
+    def _key(self, kind: StageKind, inputs: Mapping[str, str], weights: tuple[str, ...]) -> str:
+        from lavatar.datasets.weights import digests
+
+        sections = {name: _keyed(name, self._dump[name]) for name in SECTIONS[kind]}
+        return digest(kind.value, METHOD_VERSION[kind], inputs, sections, digests(weights))
+
+    def _stage(
+        self,
+        kind: StageKind,
+        name: str,
+        key: str,
+        inputs: Mapping[str, Path],
+        needs: tuple[PlannedStage, ...],
+        sources: Mapping[str, VideoSource],
+        weights: tuple[str, ...],
+        optional: tuple[str, ...] = (),
+    ) -> PlannedStage:
+        spec = StageSpec(
+            kind=kind,
+            name=name,
+            key=key,
+            home=self._root,
+            out_dir=self._out_dir(kind, key),
+            inputs=dict(inputs),
+            recipe=self._dump,
+            sources=dict(sources),
+        )
+        resources: StageResources = getattr(self._recipe.resources, kind.value)
+        keys = tuple(dict.fromkeys(stage.key for stage in needs))
+        return PlannedStage(spec, keys, resources, weights, optional)
+
+
+def release_dir(out_dir: Path) -> Path:
+    """Where a finished training stage leaves its model."""
+    return out_dir / "release"
+
+
+def preprocess_weights(person: Person, recipe: Recipe) -> tuple[str, ...]:
+    """The pretrained files that preprocessing this subject needs."""
+    if person.synthetic:
+        return ()
+    from lavatar.datasets.matting import matting_weights
+    from lavatar.datasets.tracking import tracker_weights
+
+    return (*tracker_weights(recipe.preprocess.tracker), *matting_weights(recipe.preprocess.matting))
+
+
+def weights_present(name: str) -> bool:
+    """Whether the file is here and is the right one."""
+    from lavatar.datasets.weights import find
+
+    try:
+        find(name)
+    except WeightsError:
+        return False
+    return True
+
+
+def require_weights(stages: list[PlannedStage]) -> None:
+    """Raises WeightsError, naming all that is missing, before anything is started."""
+    names = dict.fromkeys(name for stage in stages for name in stage.weights)
+    missing = [name for name in names if not weights_present(name)]
+    if missing:
+        from lavatar.datasets.weights import find
+
+        try:
+            find(missing[0])
+        except WeightsError as error:
+            users = ", ".join(stage.name for stage in stages if missing[0] in stage.weights)
+            raise WeightsError(
+                f"{error.message} (needed by {users})",
+                f"Get what is missing with: lavatar weights fetch {' '.join(missing)}",
+            ) from error
+
+
+def space_needed(stages: list[PlannedStage], people: Mapping[str, Person]) -> int:
+    """Bytes that these stages are likely to write: frames as JPEG and PNG, two checkpoints and a release."""
+    total = 50 * MEGABYTE
+    for stage in stages:
+        recipe = Recipe.model_validate(stage.spec.recipe)
+        if stage.spec.kind is StageKind.PREPROCESS:
+            person = people.get(stage.name)
+            frames = (person.frames if person else None) or recipe.preprocess.synthetic_frames
+            if recipe.preprocess.max_frames:
+                frames = min(frames, recipe.preprocess.max_frames)
+            total += int(frames * recipe.preprocess.portrait_size**2 * 0.5)
+        elif stage.spec.kind in (StageKind.AVATAR, StageKind.PAIR):
+            total += int(900 * MEGABYTE * (recipe.avatar.image_size / 512))
+        else:
+            total += 50 * MEGABYTE
+    return total
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of the parts as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _keyed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without the keys that change no result."""
+    left_out = CADENCE if section.endswith("training") else _KEYLESS.get(section, frozenset())
+    return {key: value for key, value in values.items() if key not in left_out}

@@ -1,0 +1,196 @@
+"""MLflow: an experiment for each pair, a parent run for each job, a nested run for each stage.
+
+The driver opens and ends runs (`Tracker`); workers only log into the run they were given (sink.py). A stage that is
+taken up again goes on in the same run. MLflow shows what happened and decides nothing: once the first contact has
+succeeded, its failures are reported and never stop a job.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavatar.errors import JobError
+from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
+from lavatar.platform.sink import MlflowSinkFactory
+from lavatar.platform.states import State
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT_TAG = "mlflow.parentRunId"
+_LONGEST_PARAM = 500
+_STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED"}
+
+Warn = Callable[[str], None]
+
+
+def quiet() -> None:
+    """No telemetry, no chatter, no minutes of retries against a server that is away. Before the import of mlflow."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"mlflow(\..*)?")
+
+
+def experiment_name(avatar: str, actor: str) -> str:
+    """Of a pair's jobs."""
+    return f"lavatar/{avatar}<-{actor}"
+
+
+def connect(home: Home) -> MlflowClient:
+    """A client of the tracking server, its tables made by one process at a time. Raises JobError if it is away."""
+    quiet()
+    from mlflow import MlflowClient
+
+    uri = home.tracking_uri
+    try:
+        home.ensure()
+        with exclusive(home.root / "mlflow.lock"):  # the first contact migrates, and two at once break each other
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
+        raise JobError(
+            f"MLflow at {uri} does not answer: {_first_line(error)}",
+            f"Start it, or correct or unset {TRACKING_VARIABLE}.",
+        ) from error
+    return client
+
+
+class Tracker:
+    """What the driver of a job does with MLflow. Made once a job, when the first stage has to run."""
+
+    def __init__(self, home: Home, warn: Warn) -> None:
+        self._home, self._warn = home, warn
+        self.client = connect(home)
+        self.uri = home.tracking_uri
+
+    def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
+        """The job's parent run: `run_id` again if it still exists, else a new one."""
+        return self._try("open the job's run", lambda: self._open(experiment, f"job {job_id}", run_id, None, params))
+
+    def open_stage(
+        self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
+    ) -> str | None:
+        """A stage's run, nested below `parent`."""
+        return self._try(f"open the run of {name}", lambda: self._open(experiment, name, run_id, parent, params))
+
+    def end(self, run_id: str | None, state: State) -> bool:
+        """End a run as the stage or job ended. True if it is ended (or does not exist)."""
+        if run_id is None:
+            return True
+        return self._try("end a run", lambda: self._end(run_id, _STATUS[state])) is True
+
+    def sink_factory(self, run_id: str | None) -> MlflowSinkFactory | None:
+        """What a worker logs through; it travels pickled."""
+        return MlflowSinkFactory(self.uri, run_id) if run_id else None
+
+    def log_result(self, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """A finished stage's figures (flattened to a.b.c) and its files."""
+        if run_id is None:
+            return
+        self._try("log results", lambda: self._log_result(run_id, metrics, files))
+
+    def tag(self, run_id: str | None, tags: Mapping[str, str]) -> None:
+        if run_id is not None:
+            self._try("set tags", lambda: [self.client.set_tag(run_id, k, v) for k, v in tags.items()])
+
+    def _open(
+        self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
+    ) -> str:
+        if run_id is not None and self._exists(run_id):
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id
+        tags = {PARENT_TAG: parent} if parent else {}
+        run = self.client.create_run(self._experiment(experiment), tags=tags, run_name=name)
+        self._log_params(run.info.run_id, params)
+        return str(run.info.run_id)
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    def _experiment(self, name: str) -> str:
+        """Its id. Two drivers may make it at once, and a deleted one is brought back."""
+        from mlflow.exceptions import MlflowException
+
+        location = (self._home.mlartifacts).as_uri() if self._home.own_tracking else None
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        flat = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in flatten(params).items()]
+        for i in range(0, len(flat), 100):
+            self.client.log_batch(run_id, params=flat[i : i + 100])
+
+    def _end(self, run_id: str, status: str) -> bool:
+        if self._exists(run_id):
+            self.client.set_terminated(run_id, status=status)
+        return True
+
+    def _log_result(self, run_id: str, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        stamp = int(time.time() * 1000)
+        numbers = {k: v for k, v in flatten(metrics).items() if isinstance(v, (int, float))}
+        rows = [Metric(metric_name(k), float(v), stamp, 0) for k, v in numbers.items()]
+        for i in range(0, len(rows), 500):
+            self.client.log_batch(run_id, metrics=rows[i : i + 500])
+        for path in files.values():
+            if path.is_file():
+                self.client.log_artifact(run_id, str(path))
+
+    def _try(self, what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # whatever MLflow raises, the job goes on
+            self._warn(f"MLflow could not {what}: {_first_line(error)}")
+            return None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def metric_name(name: str) -> str:
+    """A name as MLflow takes it."""
+    return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)[:250]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

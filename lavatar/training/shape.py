@@ -1,0 +1,37 @@
+"""What the 68 landmarks say of an expression, in numbers that mean the same on two faces.
+
+Mouth and eyes about their own centres, brows about the eyes, the mouth about the nose; all over the distance between
+the eyes, so that neither where the face is nor how large it is remains. Shapes: N frames, L = SHAPE_DIM.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+UNIT = 0.05
+"""One unit of the shape, in distances between the eyes: about the deviation of a mouth's landmark in speech."""
+
+EYES, BROWS, NOSE, MOUTH = (slice(36, 42), slice(42, 48)), slice(17, 27), slice(27, 36), slice(48, 68)
+EYE_GAIN = 3.0  # lids move a third as far as lips
+SHAPE_DIM = 2 * (20 + 6 + 6 + 10 + 1)
+LOWER_LIP, UPPER_LIP = 2 * (66 - 48) + 1, 2 * (62 - 48) + 1
+"""Columns of the shape: heights of the inner lips' middles; their difference is the opening of the mouth."""
+
+
+def expression_shape(landmarks_N68x2: np.ndarray) -> np.ndarray:
+    """N×68×2 in any unit → N×L in UNITs."""
+    points = np.asarray(landmarks_N68x2, np.float64)
+    left, right = (points[:, eye] for eye in EYES)
+    between = points[:, 36:48].mean(1, keepdims=True)
+    distance = np.linalg.norm(left.mean(1) - right.mean(1), axis=-1)[:, None, None]
+    mouth = points[:, MOUTH]
+    centre = mouth.mean(1, keepdims=True)
+    parts = [
+        mouth - centre,
+        EYE_GAIN * (left - left.mean(1, keepdims=True)),
+        EYE_GAIN * (right - right.mean(1, keepdims=True)),
+        points[:, BROWS] - between,
+        centre - points[:, NOSE].mean(1, keepdims=True),
+    ]
+    shape_N43x2 = np.concatenate(parts, axis=1) / (distance * UNIT)
+    return np.asarray(shape_N43x2.reshape(len(points), -1), np.float32)

@@ -1,0 +1,46 @@
+"""What every test can ask for: real footage, pretrained weights, a fresh LAVATAR_HOME."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+WEIGHT_FILES = (
+    "face_landmarker.task",
+    "rvm_mobilenetv3_fp32.onnx",
+    "lpips_vgg16.safetensors",
+    "lpips_alexnet.safetensors",
+)
+
+
+@pytest.fixture(scope="session")
+def videos() -> Path:
+    """Folder of real portrait videos, kept beside a checkout and never in it."""
+    folder = SHARED / "videos"
+    if not (folder / "newsreader.mp4").exists():
+        pytest.skip(f"no real footage at {folder}: this test runs where the project's test videos are")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """Folder of pretrained weights (LAVATAR_WEIGHTS, else the user's cache)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lavatar" / "weights"
+    folder = Path(os.environ.get("LAVATAR_WEIGHTS") or cache)
+    missing = [name for name in WEIGHT_FILES if not (folder / name).exists()]
+    if missing:
+        pytest.skip(f"pretrained weights {', '.join(missing)} are not in {folder}: run 'lavatar weights fetch'")
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A LAVATAR_HOME of the test's own."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LAVATAR_HOME", str(folder))
+    monkeypatch.delenv("LAVATAR_REGISTRY", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder

@@ -1,0 +1,165 @@
+"""The local Ray: private, on loopback alone, and gone with all its processes however the submit ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lavatar.cluster import session
+from lavatar.cluster.resources import Machine, Share, ray_options, share_of
+from lavatar.configs.resources import StageResources
+from lavatar.training.checkpoint import latest
+
+
+def _left(session_id: int, mark: str) -> list[int]:
+    """Processes of that session, or with `mark` in their environment (Ray's workers write their title over theirs)."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if os.getsid(process.pid) == session_id or process.environ().get("LAVATAR_TEST_MARK") == mark:
+                found.append(process.pid)
+    return found
+
+
+def _kill_all(session_id: int, mark: str) -> None:
+    for pid in _left(session_id, mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("ending", "code"), [("raise", 1), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_no_process_outlives_its_submit(
+    tmp_path: Path, request: pytest.FixtureRequest, ending: str | signal.Signals, code: int
+) -> None:
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, "LAVATAR_TEST_MARK": mark}
+    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    script, name = Path(__file__).parent / "run_stage.py", "slow" if isinstance(ending, signal.Signals) else ending
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path, name],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    request.addfinalizer(lambda: _kill_all(process.pid, mark))  # where the test fails
+    if isinstance(ending, signal.Signals):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        assert len(_left(process.pid, mark)) > 5
+        if ending == signal.SIGINT:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        else:
+            process.send_signal(ending)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == code, errors
+    deadline = time.monotonic() + (30 if ending == signal.SIGKILL else 3)
+    while _left(process.pid, mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = [" ".join(psutil.Process(pid).cmdline())[:120] for pid in _left(process.pid, mark)]
+    assert not left
+    if ending == signal.SIGINT:
+        (folder,) = (tmp_path / "checkpoints").iterdir()
+        kept, _ = latest(folder / "ynet")
+        assert kept is not None
+        assert int(kept.name.removeprefix("step-")) >= 8
+
+
+def test_ray_listens_on_loopback_alone_and_its_token_is_private(ray_session: session.Session) -> None:
+    assert ray_session.address.startswith("127.0.0.1:")
+    listening = [
+        connection.laddr
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 3
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+    assert len(token.read_text()) == 64
+
+
+def test_without_the_token_nobody_gets_in(ray_session: session.Session, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    code = f"import ray; ray._raylet.GcsClient(address={ray_session.address!r}).internal_kv_keys(b'', None, 5)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode != 0
+    assert "nauthenticated" in answer.stderr or "InvalidAuthToken" in answer.stderr
+
+
+def test_sigterm_stays_with_whoever_had_it(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; from pathlib import Path; from lavatar.cluster import session\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: print('mine', flush=True))\n"
+        "own = session.start(Path(sys.argv[1]), cpus=1); signal.raise_signal(signal.SIGTERM); own.stop()"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (answer.returncode, answer.stdout) == (0, "mine\n"), answer.stderr
+
+
+def test_a_second_session_joins_and_does_not_stop_the_first(ray_session: session.Session, tmp_path: Path) -> None:
+    import ray
+
+    joined = session.start(tmp_path)
+    assert joined.address == ray_session.address
+    joined.stop()
+    assert ray.is_initialized()
+    assert not (tmp_path / "ray").exists()
+
+
+def test_a_long_home_gets_a_short_folder(tmp_path: Path) -> None:
+    home = tmp_path / ("x" * 80)
+    folder = session.private_folder(home)
+    assert len(f"{folder}/t{session.SOCKET_NAME}") <= session.SOCKET_LIMIT
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert folder == session.private_folder(home) != session.private_folder(tmp_path / ("y" * 80))
+    for name in ("x", "y"):
+        session.private_folder(tmp_path / (name * 80)).rmdir()
+
+
+def test_the_dashboard_is_that_of_a_living_session(tmp_path: Path) -> None:
+    assert session.dashboard_address(tmp_path) is None
+    folder = session.private_folder(tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pid, port in ((gone.pid, 1), (os.getpid(), 2)):
+        record = {"pid": pid, "address": "x", "dashboard": f"http://127.0.0.1:{port}"}
+        (folder / f"session-{pid}.json").write_text(json.dumps(record))
+    assert session.dashboard_address(tmp_path) == "http://127.0.0.1:2"
+    for file in folder.glob("session-*.json"):
+        file.unlink()
+    if folder != tmp_path / "ray":
+        folder.rmdir()
+
+
+def test_a_share_is_what_is_wanted_clipped_to_what_is_there() -> None:
+    laptop, cluster = Machine(2, 0, 2, 0), Machine(16, 4, 48, 12)
+    assert share_of(StageResources(cpus=1), laptop) == Share(1)
+    small = share_of(StageResources(cpus=8, gpus=1, workers=4, memory_gb=9), laptop)
+    assert small.memory_gb == 0
+    assert ray_options(small) == {"CPU": 2}
+    roomy = share_of(StageResources(cpus=1, gpus=1, memory_gb=4), Machine(2, 1, 2, 1, 8))
+    assert ray_options(roomy) == {"CPU": 1, "GPU": 1, "memory": 4 * 2**30}
+    assert (small.cpus, small.gpus, small.workers) == (2, 0, 1)
+    assert any("on CPUs" in note for note in small.notes)
+    assert any("4 workers wanted, 1 run" in note for note in small.notes)
+    assert share_of(StageResources(cpus=4, gpus=1, workers=8), cluster, 8) == Share(4, 1, 8)
+    assert share_of(StageResources(cpus=4, gpus=1, workers=8), cluster, 6).workers == 6
+    assert share_of(StageResources(cpus=4, gpus=4, workers=8), cluster).workers == 3

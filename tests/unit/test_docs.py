@@ -1,0 +1,96 @@
+"""docs/METHOD.md and docs/CONVENTIONS.md say what the code has."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavatar.configs.recipe import load_recipe
+from lavatar.contracts import EXPRESSIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+METHOD, CONVENTIONS = ROOT / "docs" / "METHOD.md", ROOT / "docs" / "CONVENTIONS.md"
+
+
+def tables(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of all tables, by the names in their header."""
+    header: list[str] | None = None
+    for line in path.read_text().splitlines():
+        if not line.startswith("|"):
+            header = None
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if header is None:
+            header = cells
+        elif not set(cells[0]) <= {"-", " "}:
+            yield dict(zip(header, cells, strict=True))
+
+
+def mapped() -> list[dict[str, str]]:
+    return [row for row in tables(METHOD) if "symbol" in row]
+
+
+def look_up(dotted: str, module: str) -> Any:
+    """The object, or the default of a configuration's field."""
+    value: Any = importlib.import_module(module)
+    for part in dotted.split("."):
+        fields = getattr(value, "model_fields", {})
+        value = fields[part].default if part in fields else getattr(value, part)
+    return value
+
+
+def test_the_map_is_whole() -> None:
+    rows = mapped()
+    named = " ".join(row["paper"] for row in rows)
+    for number in ("1, 3", "2", "4", "5", "6", "7", "8"):
+        assert f"Eq. {number}" in named
+    assert len(rows) > 40
+
+
+@pytest.mark.parametrize("row", mapped(), ids=lambda row: row["symbol"].strip("`"))
+def test_every_path_symbol_and_test_of_the_method_exists(row: dict[str, str]) -> None:
+    path = ROOT / row["file"]
+    assert path.is_file()
+    module = row["file"].removesuffix(".py").replace("/", ".")
+    value = look_up(row["symbol"].strip("`"), module)
+    test_file, test_name = row["test"].split("::")
+    tree = ast.parse((ROOT / test_file).read_text())
+    assert test_name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if "value" in row and not hasattr(value, "steps"):
+        assert value == ast.literal_eval(row["value"])
+
+
+def test_every_test_named_in_the_text_exists() -> None:
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", METHOD.read_text()):
+        assert f"def {name}(" in (ROOT / file).read_text()
+
+
+def test_the_table_of_differences_is_that_of_the_recipes() -> None:
+    documented = {row["key"] for row in tables(METHOD) if "key" in row}
+    paper, official = load_recipe("paper"), load_recipe("official")
+    differ = set()
+    for section in type(paper).model_fields:
+        a, b = getattr(paper, section), getattr(official, section)
+        if section != "name":
+            differ |= {f"{section}.{k}" for k in type(a).model_fields if getattr(a, k) != getattr(b, k)}
+    assert documented == differ
+
+
+@pytest.mark.parametrize("row", [r for r in tables(CONVENTIONS) if "constant" in r], ids=lambda r: r["constant"])
+def test_constants_of_the_conventions_are_the_codes(row: dict[str, str]) -> None:
+    module, _, rest = row["constant"].strip("`").rpartition(".")
+    name = rest
+    while not (ROOT / (module.replace(".", "/") + ".py")).is_file():  # Class.field: the module is one further up
+        module, _, part = module.rpartition(".")
+        name = f"{part}.{name}"
+    assert look_up(name, module) == ast.literal_eval(row["value"])
+
+
+def test_every_expression_measure_is_defined_in_order() -> None:
+    assert tuple(row["measure"] for row in tables(CONVENTIONS) if "measure" in row) == EXPRESSIONS

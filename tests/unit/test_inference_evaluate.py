@@ -1,0 +1,210 @@
+"""The whole of the evaluation against models whose quality is known: an oracle, a frozen face, and an untrained net."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lavatar.contracts import EXPRESSIONS, Event, HeadPose, NullSink, StageKind, StageResult, StageSpec
+from lavatar.datasets import synthetic
+from lavatar.datasets.loader import FrameStore, over_white
+from lavatar.errors import DataError
+from lavatar.inference.evaluate import evaluate, evaluate_cross, evaluate_self
+from lavatar.inference.loading import Avatar, Pair
+from lavatar.inference.preview import make_preview
+from lavatar.inference.retarget import PoseStatistics, PoseTrack
+from lavatar.models.avatar import Rendering
+from tests.unit.inference_files import RECIPE, SIZE, make_avatar_release, make_pair_release, make_subject, turn, wave
+
+Run = tuple[StageSpec, StageResult, "Sink"]
+MEASURED = ("jaw", "blink", "smile", "gaze")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The nets here are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Avatar and actor: two synthetic people who act alike; the actor lost two frames."""
+    folder = tmp_path_factory.mktemp("subjects")
+    return make_subject(folder / "1", 1), make_subject(folder / "2", 2, missing=(23, 24))
+
+
+class Oracle(nn.Module):
+    """Knows every face it was shown: θ is the number of the frame, the portrait is drawn as the dataset's are."""
+
+    def __init__(self, known: FrameStore, seed: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.numbers = {known.frame(i).face.tobytes(): m.frame for i, m in enumerate(known.metas)}
+        self.identity, self.frozen = synthetic.Identity.from_seed(seed), frozen
+
+    def encode(self, face_B3HH: Tensor) -> Tensor:
+        faces = (face_B3HH * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.tensor([[float(self.numbers[f.tobytes()])] for f in faces])
+
+    def render(self, codes: Tensor, rotation: Tensor, translation: Tensor, scale: Tensor, noise: bool) -> Rendering:
+        camera, images = synthetic.default_camera(SIZE), []
+        parts = (codes[:, 0], rotation.tolist(), translation.tolist(), scale.tolist())
+        for code, r, t, s in zip(*parts, strict=True):
+            values = wave(0 if self.frozen else int(code))
+            pose = HeadPose(tuple(map(tuple, r)), tuple(t), s)
+            rgb, alpha, _ = synthetic.render(self.identity, synthetic.Expression(**values), pose, camera)
+            image = over_white((rgb * 255).round().astype(np.uint8), (alpha * 255).round().astype(np.uint8))
+            images.append(cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
+        drawn = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        return Rendering(drawn, drawn, drawn, drawn[:, :1])
+
+
+def oracle(dataset: Path, frozen: bool = False) -> Avatar:
+    config = RECIPE.avatar.model_copy(update={"image_size": SIZE, "face_size": 32})
+    poses = PoseStatistics.of(PoseTrack.of([turn(i) for i in range(30)]))
+    model: Any = Oracle(FrameStore(dataset, SIZE, None), 1, frozen)
+    return Avatar(model, config, "ann", "digest1", poses, torch.device("cpu"))
+
+
+class Mapping(nn.Module):
+    """The oracles' codes are the same."""
+
+    def forward(self, gamma: Tensor, subject: str) -> Tensor:
+        assert subject == "actor"
+        return gamma
+
+
+def oracle_pair(actor: Path) -> Pair:
+    seen: Any = Oracle(FrameStore(actor, SIZE, None), 2)
+    mapping: Any = Mapping()
+    return Pair(seen, mapping, 32, "ann", "bob", torch.device("cpu"))
+
+
+def test_an_oracle_is_perfect_and_beats_the_trivial(subjects: tuple[Path, Path]) -> None:
+    metrics = evaluate_self(oracle(subjects[0]), subjects[0], RECIPE).metrics
+    assert metrics["self"]["psnr"] > 35
+    assert metrics["self"]["ssim"] > 0.98
+    assert metrics["self"]["frames"] == 10
+    assert metrics["self"]["no_face"] == 0
+    for name in MEASURED:
+        assert metrics["self"]["expression"][name]["r"] > 0.97
+        assert metrics["self"]["expression"][name]["amplitude"] == pytest.approx(1, abs=0.1)
+    for trivial in ("mean_frame", "nearest_frame"):
+        assert metrics[trivial]["psnr"] < metrics["self"]["psnr"] - 5
+        assert metrics[trivial]["face"]["mse"] > metrics["self"]["face"]["mse"]
+    assert metrics["mean_frame"]["expression"]["jaw"]["r"] is None
+    assert metrics["nearest_frame"]["expression"]["jaw"]["amplitude"] > 0
+
+
+def test_a_frozen_face_is_seen(subjects: tuple[Path, Path]) -> None:
+    """Same pictures but for the expression: good PSNR, no correlation, no amplitude."""
+    metrics = evaluate_self(oracle(subjects[0], frozen=True), subjects[0], RECIPE).metrics["self"]
+    for name in MEASURED:
+        assert metrics["expression"][name]["amplitude"] < 0.5  # half-closed lids make gaze uncertain
+    assert metrics["psnr"] > 15
+
+
+def test_cross_oracle_meets_the_truth_of_a_synthetic_pair(subjects: tuple[Path, Path]) -> None:
+    avatar, pair = oracle(subjects[0]), oracle_pair(subjects[1])
+    evaluation = evaluate_cross(avatar, pair, *subjects, RECIPE)
+    cross = evaluation.metrics["cross"]
+    assert cross["frames"] == 8
+    for name in MEASURED:
+        assert cross["expression"][name]["r"] > 0.8  # two meters, eight frames of 64²
+        assert cross["truth"]["expression"][name]["r"] > 0.97
+    assert cross["truth"]["psnr"] > 30
+    assert set(evaluation.truth) == set(EXPRESSIONS)
+
+
+def test_max_frames_are_spread(subjects: tuple[Path, Path]) -> None:
+    recipe = RECIPE.model_copy(update={"evaluation": RECIPE.evaluation.model_copy(update={"max_frames": 3})})
+    metrics, _ = evaluate(oracle(subjects[0]), subjects[0], recipe)
+    assert list(metrics) == ["self", "mean_frame", "nearest_frame"]
+    assert metrics["self"]["frames"] == 3
+    json.dumps(metrics, allow_nan=False)
+
+
+class Sink(NullSink):
+    """Remembers what was logged."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.pictures: list[str] = []
+        self.metrics: dict[str, float] = {}
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def log_picture(self, step: int, name: str, image_hwc: Any) -> None:
+        assert image_hwc.dtype == np.uint8
+        self.pictures.append(name)
+
+    def log_metrics(self, step: int, metrics: Any) -> None:
+        self.metrics.update(metrics)
+
+
+@pytest.fixture(scope="module")
+def preview(subjects: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The stage run once with untrained models."""
+    folder = tmp_path_factory.mktemp("job")
+    inputs = {
+        "avatar": make_avatar_release(folder / "a"), "pair": make_pair_release(folder / "p"),
+        "avatar_dataset": subjects[0], "actor_dataset": subjects[1],
+    }  # fmt: skip
+    out, recipe = folder / "outputs" / "key", RECIPE.model_dump(mode="json")
+    spec = StageSpec(StageKind.PREVIEW, "preview:ann:bob", "key", folder, out, inputs, recipe)
+    sink = Sink()
+    return spec, make_preview(spec, sink, sink), sink
+
+
+def test_preview_leaves_the_files_of_the_issue(preview: Run) -> None:
+    spec, result, sink = preview
+    assert {p.name for p in spec.out_dir.iterdir()} == {p.name for p in result.artefacts.values()}
+    assert [p.name for p in spec.out_dir.parent.iterdir()] == ["key"]
+    metrics = json.loads(result.artefacts["metrics"].read_text())
+    assert metrics == result.metrics
+    assert list(metrics) == ["self", "cross", "mean_frame", "nearest_frame"]
+    for row in ("self", "mean_frame", "nearest_frame"):
+        assert {"mse", "psnr", "ssim", "lpips", "expression"} <= set(metrics[row])
+    for row in metrics.values():
+        assert tuple(row["expression"]) == EXPRESSIONS
+        assert all(set(figure) == {"r", "amplitude"} for figure in row["expression"].values())
+    assert {"still", "self", "expression"} <= set(sink.pictures)
+    assert sink.metrics["self/psnr"] == pytest.approx(metrics["self"]["psnr"])
+    assert any(e.done == e.total for e in sink.events if e.total)
+
+
+def test_preview_shows_actor_and_result(preview: Run, subjects: tuple[Path, Path]) -> None:
+    _, result, _ = preview
+    with av.open(str(result.artefacts["video"])) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 25
+    assert len(frames) == 10  # eight frames and the two dropped ones, held
+    assert frames[0].shape == (64, 128, 3)
+    actor = FrameStore(subjects[1], 64, "eval").frame(0).image
+    assert np.abs(frames[0][:50, :64].astype(int) - actor[:50]).mean() < 6
+    still = cv2.imread(str(result.artefacts["still"]))
+    assert still.shape == (128, 4 * 64, 3)
+
+
+def test_a_failed_preview_leaves_what_was_there(preview: Run, tmp_path: Path) -> None:
+    spec, _, _ = preview
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("old")
+    with pytest.raises(DataError, match="no released model"):
+        make_preview(replace(spec, out_dir=out, inputs={**spec.inputs, "pair": tmp_path / "nowhere"}))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "metrics.json").read_text() == "old"

@@ -1,0 +1,86 @@
+"""Tri-planes: the look-up against closed forms and finite differences, the generator against an explicit reference."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lavatar.configs.avatar import AvatarConfig
+from lavatar.models.triplane import ModulatedConv, StyleGANGenerator, normalise_points, sample_triplane
+
+
+def ramps(size: int) -> Tensor:
+    """1×3×2×size×size: channel 0 of each plane grows along its columns, channel 1 along its rows, −1 to 1."""
+    steps = torch.linspace(-1, 1, size)
+    rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.stack([columns, rows]).expand(1, 3, 2, size, size)
+
+
+def test_lookup_sums_the_projections_on_xy_yz_xz() -> None:
+    """With ramps for planes: channel 0 sums the column axes x + y + x, channel 1 the row axes y + z + z."""
+    points = torch.rand(1, 50, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x, y, z = points.unbind(-1)
+    read = sample_triplane(ramps(17), points)
+    torch.testing.assert_close(read[:, 0], 2 * x + y)
+    torch.testing.assert_close(read[:, 1], y + 2 * z)
+
+
+def test_texels_lie_on_the_faces_of_the_box_and_space_outside_is_empty() -> None:
+    planes = torch.zeros(1, 3, 1, 4, 4)
+    planes[0, 0, 0, 3, 0] = 5.0  # plane xy, last row, first column: y = 1, x = −1
+    points = torch.tensor([[[-1.0, 1.0, 0.3], [-1.0, 1.0, -0.9], [1.0, -1.0, 0.0], [-2.0, 1.0, 0.0]]])
+    assert sample_triplane(planes, points).tolist() == [[[5.0, 5.0, 0.0, 0.0]]]
+
+
+def test_samples_of_a_batch_read_their_own_planes() -> None:
+    planes = torch.arange(6.0).view(2, 3, 1, 1, 1).expand(2, 3, 1, 4, 4)
+    read = sample_triplane(planes, torch.zeros(2, 1, 3))
+    assert read.flatten().tolist() == [0 + 1 + 2, 3 + 4 + 5]
+
+
+def test_gradient_through_planes_and_coordinates() -> None:
+    generator = torch.Generator().manual_seed(1)
+    planes = torch.randn(1, 3, 2, 5, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    # away from texel centres (multiples of 0.5), where bilinear interpolation has a kink
+    cells = torch.randint(0, 4, (1, 6, 3), generator=generator)
+    points = (
+        (cells + 0.2 + 0.6 * torch.rand(1, 6, 3, generator=generator, dtype=torch.float64)) / 2 - 1
+    ).requires_grad_()
+    assert torch.autograd.gradcheck(sample_triplane, (planes, points))
+
+
+def test_box_is_mapped_on_the_cube() -> None:
+    box = AvatarConfig().box
+    corners = torch.tensor([[[a for a, _ in box], [b for _, b in box], [0.0, 0.0, -0.4]]])
+    torch.testing.assert_close(
+        normalise_points(corners, box), torch.tensor([[[-1.0] * 3, [1.0] * 3, [0.0] * 3]]), atol=1e-6, rtol=0
+    )
+
+
+def test_modulated_convolution_equals_one_kernel_a_sample() -> None:
+    """StyleGAN2: kernels scaled by 1 + style along the input channels, each output channel to unit norm."""
+    torch.manual_seed(0)
+    conv, x, code = ModulatedConv(5, 7, 4), torch.randn(3, 5, 6, 6), torch.randn(3, 4)
+    kernels = conv.weight[None] * (conv.style(code) + 1)[:, None, :, None, None]
+    kernels = kernels * torch.rsqrt(kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+    torch.testing.assert_close(kernels.square().sum(dim=(2, 3, 4)), torch.ones(3, 7))
+    reference = torch.cat([F.conv2d(x[i : i + 1], kernels[i], padding=1) for i in range(3)])
+    torch.testing.assert_close(conv(x, code), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_generator_widths_as_published() -> None:
+    """Capacity 48, at most 256 channels, 3×32 at the end: 256 until the last two blocks at 256², as released."""
+    for size, widths in ((256, [256, 256, 256, 256, 256, 192, 96]), (128, [256, 256, 256, 256, 192, 96])):
+        with torch.device("meta"):
+            generator = StyleGANGenerator(AvatarConfig(triplane_size=size))
+            planes = generator(torch.empty(2, 128))
+        assert [block.second.weight.shape[0] for block in generator.blocks] == widths
+        assert planes.shape == (2, 3, 32, size, size)
+
+
+def test_every_parameter_of_the_generator_learns() -> None:
+    config = AvatarConfig(triplane_size=16, triplane_channels=4, generator_capacity=6, code_dim=12)
+    generator = StyleGANGenerator(config)
+    generator(torch.randn(2, 12)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())

@@ -1,0 +1,379 @@
+"""The driver of jobs, against a runner of small functions: order, sharing, failures, interruptions, take-over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lavatar.contracts import Event, StageResult
+from lavatar.errors import FaceError, Interrupted, StageBusyError, StageFailedError, StorageError
+from lavatar.platform import jobs, ledger
+from lavatar.platform.home import Home
+from lavatar.platform.jobs import run_job
+from lavatar.platform.leases import Owner
+from lavatar.platform.planning import Plan
+from lavatar.platform.registry import Registry, open_registry
+from lavatar.platform.report import report, report_text
+from lavatar.platform.states import State
+
+sys.path.insert(0, str(Path(__file__).parent))
+from platform_fakes import FakeHandle, FakeRunner, NoTracker, Recorder, finish, fresh, make_plan, office, plain_digest
+
+__all__ = ["plain_digest"]
+pytestmark = pytest.mark.usefixtures("plain_digest", "home", "no_mlflow")
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "Tracker", NoTracker)
+    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[Home, Registry]:
+    return fresh(tmp_path)
+
+
+def states(registry: Registry, plan: Plan) -> dict[str, str]:
+    return {v.name.split(":")[0] + (":B" if v.name == "preprocess:B" else ""): v.stage.state
+            for v in ledger.job_stages(registry, plan.job_id)}  # fmt: skip
+
+
+def test_a_job_runs_in_order_and_its_report_says_all(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan, runner = make_plan(home), FakeRunner()
+    run_job(office(home, registry, runner), plan)
+    assert set(runner.started[:2]) == {"preprocess:A", "preprocess:B"}
+    assert runner.started[2:] == ["avatar:A", "pair:A<-B", "preview:A<-B"]
+    result = report(registry, home, plan.job_id)
+    assert result["state"] == "finished"
+    assert [s["cached"] for s in result["stages"]] == [False] * 5
+    assert result["video"].endswith("preview.mp4")
+    assert Path(result["video"]).is_file()
+    assert result["still"].endswith("still.png")
+    assert result["models"] == [{"name": "lavatar-avatar-A", "version": 1}, {"name": "lavatar-pair-A-B", "version": 1}]
+    assert result["metrics"]["self"]["psnr"] == 30.0
+    assert result["metrics"]["self"]["lpips"] is None
+    assert result["metrics"]["cross"]["expression"]["jaw"] == {"r": 0.7, "amplitude": None}
+    assert "1 frame dropped" in report_text(result)
+    json.dumps(result, allow_nan=False)
+    assert ledger.list_datasets(registry, "A")[0].summary["dropped"] == 1
+
+
+def test_a_finished_job_runs_no_stage_again(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan = make_plan(home)
+    run_job(office(home, registry, FakeRunner()), plan)
+    again = FakeRunner()
+    run_job(office(home, registry, again), make_plan(home))
+    assert again.started == []
+    result = report(registry, home, plan.job_id)
+    assert all(s["cached"] and s["seconds"] == 0 for s in result["stages"])
+    assert result["state"] == "finished"
+    assert result["video"]
+    assert result["metrics"]["self"]["psnr"] == 30.0
+
+
+def test_another_actor_shares_the_avatar(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    run_job(office(home, registry, FakeRunner()), make_plan(home))
+    runner = FakeRunner()
+    run_job(office(home, registry, runner), make_plan(home, "A", "C"))
+    assert runner.started == ["preprocess:C", "pair:A<-C", "preview:A<-C"]
+
+
+def test_independent_stages_run_side_by_side_unless_in_this_process(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+
+    both = threading.Barrier(2)
+
+    def together(handle: FakeHandle) -> StageResult:
+        both.wait(10)
+        return finish(handle)
+
+    def slow(handle: FakeHandle) -> StageResult:
+        time.sleep(0.1)
+        return finish(handle)
+
+    run_job(office(home, registry, FakeRunner({"preprocess": together})), make_plan(home))
+    runner = FakeRunner({"preprocess": slow})
+    run_job(office(home, registry, runner), make_plan(home, "C", "D", "resources.backend=inline"))
+    (a0, a1), (b0, b1) = runner.spans["preprocess:C"], runner.spans["preprocess:D"]
+    assert a1 <= b0 or b1 <= a0
+
+
+def test_deleted_files_are_made_again(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan = make_plan(home)
+    run_job(office(home, registry, FakeRunner()), plan)
+    shutil.rmtree(plan.stages[2].spec.out_dir)
+    (plan.stages[4].spec.out_dir / "preview.mp4").unlink()
+    runner = FakeRunner()
+    desk = office(home, registry, runner)
+    run_job(desk, plan)
+    assert runner.started == ["avatar:A", "preview:A<-B"]
+    assert isinstance(desk.display, Recorder)
+    assert any("files of avatar:A are gone" in m for m in desk.display.messages)
+
+
+def test_a_failure_is_told_and_the_rest_kept(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+
+    def faceless(handle: FakeHandle) -> StageResult:
+        raise FaceError("no face in b.mp4", "Use a video with one face.")
+
+    def slow(handle: FakeHandle) -> StageResult:
+        time.sleep(0.2)
+        return finish(handle)
+
+    plan, runner = make_plan(home), FakeRunner({"preprocess:B": faceless, "preprocess:A": slow})
+    with pytest.raises(StageFailedError) as caught:
+        run_job(office(home, registry, runner), plan)
+    assert caught.value.message == "preprocess:B failed: no face in b.mp4"
+    assert caught.value.hint == "Use a video with one face."
+    assert states(registry, plan) == {
+        "preprocess": "finished",
+        "preprocess:B": "failed",
+        "avatar": "pending",
+        "pair": "pending",
+        "preview": "pending",
+    }
+    job = ledger.get_job(registry, plan.job_id)
+    assert (job.state, job.message) == ("failed", "preprocess:B failed: no face in b.mp4")
+    assert any("no face in b.mp4" in e.text for e in ledger.events(registry, plan.job_id))
+    again = FakeRunner()
+    run_job(office(home, registry, again), plan)
+    assert again.started[0] == "preprocess:B"
+    assert "preprocess:A" not in again.started
+
+
+def test_a_failure_stops_training_that_runs_beside_it(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    training = threading.Event()
+
+    def train(handle: FakeHandle) -> StageResult:
+        training.set()
+        handle.until_cancelled()
+        raise AssertionError
+
+    def late(handle: FakeHandle) -> StageResult:
+        training.wait(10)
+        raise FaceError("two faces")
+
+    plan = make_plan(home)
+    with pytest.raises(StageFailedError, match="two faces"):
+        run_job(office(home, registry, FakeRunner({"avatar": train, "preprocess:B": late})), plan)
+    assert states(registry, plan)["avatar"] == "interrupted"
+
+
+def test_an_unexpected_exception_fails_the_stage_too(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+
+    def broken(handle: FakeHandle) -> StageResult:
+        raise ZeroDivisionError("division by zero")
+
+    plan = make_plan(home)
+    with pytest.raises(StageFailedError, match="ZeroDivisionError"):
+        run_job(office(home, registry, FakeRunner({"pair": broken})), plan)
+    assert states(registry, plan)["pair"] == "failed"
+    assert states(registry, plan)["avatar"] == "finished"
+
+
+def test_a_runner_that_cannot_start_leaves_nothing_running(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+
+    class NoRoom(FakeRunner):
+        def start(self, spec: object, metric_sink_factory: object) -> FakeHandle:
+            raise StorageError("no room")
+
+    plan = make_plan(home)
+    with pytest.raises(StorageError):
+        run_job(office(home, registry, NoRoom()), plan)
+    assert "running" not in states(registry, plan).values()
+    assert ledger.get_job(registry, plan.job_id).state == "failed"
+
+
+def test_a_full_disk_is_seen_before_the_job(world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry = world
+    monkeypatch.setattr(Home, "free_bytes", lambda self: 1000)
+    runner = FakeRunner()
+    with pytest.raises(StorageError, match="this job needs about"):
+        run_job(office(home, registry, runner), make_plan(home))
+    assert runner.started == []
+
+
+def test_progress_can_be_read_from_outside(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan = make_plan(home)
+    seen: list[tuple[int | None, int | None, str]] = []
+
+    def train(handle: FakeHandle) -> StageResult:
+        handle.emit(Event(handle.spec.name, done=5, total=50, unit="steps"))
+        for _ in range(200):
+            row = ledger.get_stage(registry, handle.spec.key)
+            if row and row.done:
+                seen.append((row.done, row.total, row.unit))
+                break
+            time.sleep(0.01)
+        return finish(handle)
+
+    run_job(office(home, registry, FakeRunner({"avatar": train})), plan)
+    assert seen == [(5, 50, "steps")]
+
+
+def _drive(home_root: Path, training: object) -> None:
+    """A job in a process of its own that trains until it is told to stop."""
+    home, registry = fresh(home_root)
+
+    def train(handle: FakeHandle) -> StageResult:
+        training.set()
+        handle.until_cancelled()
+        raise AssertionError
+
+    try:
+        run_job(office(home, registry, FakeRunner({"avatar": train})), make_plan(home))
+    except Interrupted as error:
+        os._exit(error.exit_code)
+
+
+def start_driver(home: Path) -> multiprocessing.Process:
+    """The same, up to the middle of its training."""
+    training = fork.Event()
+    process = fork.Process(target=_drive, args=(home, training))
+    process.start()
+    assert training.wait(30)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_is_done_and_the_next_submit_goes_on(tmp_path: Path, number: int) -> None:
+    process = start_driver(tmp_path)
+    os.kill(process.pid or 0, number)
+    process.join(30)
+    assert process.exitcode == 130
+    home, registry = Home(tmp_path), open_registry(Home(tmp_path))
+    plan = make_plan(home)
+    assert ledger.get_job(registry, plan.job_id).state == "interrupted"
+    assert states(registry, plan)["avatar"] == "interrupted"
+    assert states(registry, plan)["preprocess"] == "finished"
+    runner = FakeRunner()
+    run_job(office(home, registry, runner), plan)
+    assert runner.started == ["avatar:A", "pair:A<-B", "preview:A<-B"]
+
+
+def test_a_second_submit_is_refused_while_the_first_lives_and_takes_over_when_it_was_killed(tmp_path: Path) -> None:
+    process = start_driver(tmp_path)
+    home, registry = Home(tmp_path), open_registry(Home(tmp_path))
+    plan, runner = make_plan(home), FakeRunner()
+    with pytest.raises(StageBusyError, match=f"job {plan.job_id} .* is being run by process {process.pid}"):
+        run_job(office(home, registry, runner), plan)
+    assert runner.started == []
+    assert ledger.get_job(registry, plan.job_id).state == "running"
+    process.kill()
+    process.join()
+    run_job(office(home, registry, runner), plan)
+    assert runner.started == ["avatar:A", "pair:A<-B", "preview:A<-B"]
+    row = ledger.get_stage(registry, plan.stages[2].key)
+    assert row is not None
+    assert (row.state, row.attempts) == ("finished", 2)
+
+
+def _other_job(home: Path, plan: Plan, go: threading.Event) -> Owner:
+    """Another living process' hold on the shared avatar stage."""
+    registry = open_registry(Home(home))
+    owner = Owner.current()
+    ledger.store_plan(registry, Home(home), plan, "x")
+    for stage in plan.stages[:2]:
+        ledger.claim_stage(registry, stage.key, owner, "other")
+        ledger.finish_stage(registry, Home(home), stage.spec, owner, finish(FakeHandle(stage.spec, None, finish)))
+    ledger.claim_stage(registry, plan.stages[2].key, owner, "other")
+    return owner
+
+
+@pytest.mark.parametrize("end", [State.FINISHED, State.FAILED, State.INTERRUPTED])
+def test_a_stage_that_another_job_runs_is_waited_for(
+    world: tuple[Home, Registry], end: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, registry = world
+    monkeypatch.setattr("lavatar.platform.execution.BUSY_POLL_SECONDS", 0.02)
+    other, mine = make_plan(home, "A", "C"), make_plan(home)
+    owner = _other_job(home.root, other, threading.Event())
+    runner, avatar = FakeRunner(), other.stages[2]
+
+    desk = office(home, registry, runner)
+
+    def end_it() -> None:
+        deadline = time.monotonic() + 20
+        while ("avatar:A", "waiting") not in desk.display.states and time.monotonic() < deadline:  # type: ignore[attr-defined]
+            time.sleep(0.02)
+        if end is State.FINISHED:
+            result = finish(FakeHandle(avatar.spec, None, finish))
+            ledger.finish_stage(registry, home, avatar.spec, owner, result)
+        else:
+            ledger.end_stage(registry, avatar.key, owner, end, "loss is not finite", "lower the rate")
+
+    thread = threading.Thread(target=end_it)
+    thread.start()
+    if end is State.FAILED:
+        with pytest.raises(StageFailedError, match="avatar:A failed: loss is not finite"):
+            run_job(desk, mine)
+    else:
+        run_job(desk, mine)
+    thread.join()
+    assert isinstance(desk.display, Recorder)
+    assert ("avatar:A", "waiting") in desk.display.states
+    assert ("avatar:A" in runner.started) is (end is State.INTERRUPTED)
+
+
+def test_a_job_that_was_taken_over_stops_itself(world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry = world
+    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.05)
+    plan = make_plan(home)
+
+    def robbed(handle: FakeHandle) -> StageResult:
+        with registry.write() as session:
+            session.execute(ledger.update(ledger.Job).values(owner="somebody else"))
+            session.execute(ledger.update(ledger.Stage).values(owner="somebody else"))
+        handle.until_cancelled()
+        raise AssertionError
+
+    with pytest.raises(Exception, match="another process has taken this job over"):
+        run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
+    job = ledger.get_job(registry, plan.job_id)
+    assert (job.state, job.owner) == ("running", "somebody else")
+
+
+def test_a_worker_that_was_told_to_stop_interrupts_the_job(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+
+    def stopped(handle: FakeHandle) -> StageResult:
+        raise Interrupted("the cluster is going down")
+
+    plan = make_plan(home)
+    with pytest.raises(Interrupted):
+        run_job(office(home, registry, FakeRunner({"avatar": stopped})), plan)
+    assert ledger.get_job(registry, plan.job_id).state == "interrupted"
+
+
+def test_jobs_are_found_by_the_beginning_of_their_id(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan = make_plan(home)
+    run_job(office(home, registry, FakeRunner()), plan)
+    assert ledger.get_job(registry, plan.job_id[:4]).id == plan.job_id
+    with pytest.raises(ledger.UnknownJobError, match="no job 'zzz'"):
+        ledger.get_job(registry, "zzz")
+    run_job(office(home, registry, FakeRunner()), make_plan(home, "A", "C"))
+    with pytest.raises(ledger.UnknownJobError, match="begins 2 jobs"):
+        ledger.get_job(registry, "")

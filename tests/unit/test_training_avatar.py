@@ -1,0 +1,166 @@
+"""The avatar's training task: its beginning, its batches, its losses, and that the code drives the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavatar.configs.recipe import Recipe, load_recipe
+from lavatar.datasets.loader import FrameStore
+from lavatar.models.encoder_whitened import WhitenedEncoder
+from lavatar.training.augmentation import generator_for, jitter, tint
+from lavatar.training.avatar import AvatarTask
+from lavatar.training.emphasis import feature_weights
+from lavatar.training.optimizer import build_optimizer
+from lavatar.training.tasks import TrainingTask
+from lavatar.training.warmstart import density_planes, relief
+from tests.unit.dataset_files import make_dataset
+
+SMALL = [
+    "avatar.image_size=32", "avatar.ray_size=8", "avatar.samples=6", "avatar.face_size=24", "avatar.code_dim=4",
+    "avatar.encoder_widths=[4,8]", "avatar.basis_count=4", "avatar.triplane_size=16", "avatar.triplane_channels=6",
+    "avatar.density_hidden=12", "avatar.feature_channels=6", "avatar.superresolution_capacity=2",
+    "avatar_training.batch_size=4",
+]  # fmt: skip
+
+
+def small(*more: str) -> Recipe:
+    return load_recipe("tiny", [*SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    folder: Path = tmp_path_factory.mktemp("shards")
+    make_dataset(folder)
+    return FrameStore(folder, 32)
+
+
+@pytest.fixture
+def task(store: FrameStore) -> AvatarTask:
+    return AvatarTask(small(), store)
+
+
+def test_the_task_keeps_the_protocol_and_groups_each_parameter_once(task: AvatarTask) -> None:
+    assert isinstance(task, TrainingTask)
+    groups = task.param_groups()
+    assert [g["name"] for g in groups] == ["encoder", "planes", "basis", "decoder", "pose"]
+    assert sum(len(g["params"]) for g in groups) == len(list(task.module.parameters()))
+    assert groups[1]["lr"] == pytest.approx(4 * groups[3]["lr"])
+
+
+def test_the_code_begins_white_over_the_training_frames(task: AvatarTask, store: FrameStore) -> None:
+    frames = task.sampler.indices(0).tolist()
+    for step in range(1, 128):
+        frames += task.sampler.indices(step).tolist()
+    with torch.no_grad():
+        theta = task.avatar.encode(store.batch(frames).face_B3HW)
+    covariance = torch.cov(theta.T)
+    assert torch.allclose(theta.mean(0), torch.zeros(4), atol=1e-3)
+    assert torch.allclose(covariance, torch.eye(4), atol=2e-2)
+
+
+def test_what_differs_between_subjects_is_no_part_of_the_beginning() -> None:
+    torch.manual_seed(0)
+    encoder = WhitenedEncoder(small().avatar)
+    one, two = torch.rand(30, 3, 24, 24) * 0.3, torch.rand(30, 3, 24, 24) * 0.3 + 0.6
+    encoder.begin_with(one, two)
+    with torch.no_grad():
+        within = encoder(one).std(0)
+    assert float(within.min()) > 0.3
+
+
+def test_batches_and_losses_are_functions_of_the_step(store: FrameStore) -> None:
+    first, second = AvatarTask(small(), store), AvatarTask(small(), store)
+    a, b = first.batches(7), second.batches(7)
+    assert a.frames.keys == b.frames.keys
+    assert torch.equal(a.input_B3HH, b.input_B3HH)
+    assert not torch.equal(a.input_B3HH, first.batches(8).input_B3HH)
+    torch.manual_seed(1)
+    loss_a = first.losses(a, 7)["total"]
+    torch.manual_seed(1)
+    assert torch.equal(loss_a, second.losses(b, 7)["total"])
+
+
+def test_training_lowers_the_loss_and_reaches_every_parameter(task: AvatarTask) -> None:
+    optimizer = build_optimizer(task.param_groups(), task.module, task.training)
+    totals = []
+    for step in range(30):
+        total = task.losses(task.batches(step), step)["total"]
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        totals.append(float(total))
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in task.module.parameters())
+    assert sum(totals[-5:]) < 0.95 * sum(totals[:5])  # pictures of noise: little can be learned in so few steps
+
+
+def test_the_warm_start_already_draws_the_frames(store: FrameStore) -> None:
+    batch = store.batch(range(len(store)))
+    error = {}
+    for planes in (4, 3):  # three channels have no room for density and colour: no warm start
+        task = AvatarTask(small(f"avatar.triplane_channels={planes}"), store)
+        task.module.eval()
+        with torch.no_grad():
+            theta = task.avatar.encode(batch.face_B3HW)
+            drawn = task.avatar.render(theta, batch.rotation_B33, batch.translation_B3, batch.scale_B)
+        error[planes] = float((drawn.I_hr - batch.image_B3HW).square().mean())
+    assert error[4] < error[3]
+
+
+def test_density_begins_as_an_ellipsoid_and_what_the_mask_adds() -> None:
+    box = ((-1.5, 1.5), (-1.8, 1.8), (-1.9, 1.1))
+    planes = density_planes(torch.zeros(9, 9), box)
+    corner, middle = planes[0, 0, 0] + planes[1, 4, 0] + planes[2, 4, 0], planes[0, 4, 4]
+    assert float(middle) > 3
+    assert float(corner) <= -4
+    assert float(density_planes(torch.ones(9, 9), box)[0, 0, 0]) == pytest.approx(4)
+    assert float(relief(9, box)[4, 4, 2]) > float(relief(9, box)[4, 0, 2])  # the middle is nearer to the viewer
+
+
+def test_a_pose_correction_turns_the_head_and_nothing_else(task: AvatarTask) -> None:
+    correction = task.module.correction
+    assert correction is not None
+    with torch.no_grad():
+        correction.values[3] = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.0, 0.0])
+    identity, zero, one = torch.eye(3).expand(2, 3, 3), torch.zeros(2, 3), torch.ones(2)
+    rotation, translation = correction(torch.tensor([0, 3]), identity, zero, one)
+    assert torch.allclose(rotation[0], torch.eye(3))
+    assert torch.allclose(translation, zero)
+    assert float(rotation[1, 1, 0]) == pytest.approx(0.0998, abs=1e-3)
+
+
+def test_eyes_and_mouth_weigh_more() -> None:
+    landmarks = torch.full((1, 68, 2), 0.5)
+    landmarks[0, 48:68, 0] = torch.linspace(0.4, 0.6, 20)
+    landmarks[0, 48:68, 1] = 0.8
+    weights = feature_weights(landmarks, 40, 8.0)
+    assert weights.shape == (1, 1, 40, 40)
+    assert float(weights[0, 0, 32, 20]) > 7
+    assert float(weights[0, 0, 2, 2]) == pytest.approx(1, abs=0.05)
+
+
+def test_augmentation_changes_the_input_a_little_and_only_if_asked() -> None:
+    face = torch.rand(2, 3, 24, 24)
+    assert jitter(face, 0.0, generator_for(0)) is face
+    assert tint(face, 0.0, generator_for(0)) is face
+    changed = tint(jitter(face, 0.02, generator_for(0, 1)), 0.1, generator_for(0, 2))
+    assert changed.shape == face.shape
+    assert 0 < float((changed - face).abs().mean()) < 0.3
+
+
+def test_the_published_networks_train_through_the_same_task(store: FrameStore) -> None:
+    overrides = ["avatar.encoder=strided", "avatar.generator=stylegan", "avatar.superresolution=unet"]
+    overrides += ["avatar.generator_capacity=4", "avatar.generator_max_channels=8", "avatar_learning.rate_pose=0"]
+    task = AvatarTask(small(*overrides), store)
+    assert [g["name"] for g in task.param_groups()] == ["encoder", "decoder"]
+    terms = task.losses(task.batches(0), 0)
+    assert set(terms) == {"l1", "lr", "mask", "total"}
+    terms["total"].backward()
+
+
+def test_pictures_show_truth_above_result(task: AvatarTask) -> None:
+    picture = task.pictures(0)["truth_above_result"]
+    assert picture.shape == (64, 128, 3)
+    assert picture.dtype == "uint8"

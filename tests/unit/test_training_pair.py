@@ -1,0 +1,213 @@
+"""Sec. 4 in training: who moves when, and that the steps learn. Shards of two synthetic subjects, tiny networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lavatar.configs.recipe import Recipe, load_recipe
+from lavatar.contracts import NullSink, VideoSource
+from lavatar.datasets.loader import FrameStore
+from lavatar.datasets.preprocess import preprocess
+from lavatar.errors import ConfigError
+from lavatar.inference.loading import load_avatar, load_pair
+from lavatar.models.ynet import SUBJECTS
+from lavatar.training.avatar import AvatarTask
+from lavatar.training.engine import TorchEngine
+from lavatar.training.loop import train
+from lavatar.training.optimizer import build_optimizer
+from lavatar.training.pair import MappingTask, YNetTask, build_mapping, face_landmarks, theta_of
+from lavatar.training.release import read_frozen_avatar, write_avatar_release, write_pair_release
+from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape
+
+SMALL = [
+    "preprocess.portrait_size=64", "preprocess.face_size=32", "preprocess.synthetic_frames=40",
+    "preprocess.min_frames=10", "avatar.image_size=32", "avatar.ray_size=16", "avatar.samples=6",
+    "avatar.face_size=32", "avatar.code_dim=8", "avatar.encoder_widths=[8, 8]", "avatar.generator=basis",
+    "avatar.encoder=whitened", "avatar.basis_count=6", "avatar.triplane_size=16", "avatar.triplane_channels=4",
+    "avatar.density_hidden=8", "avatar.feature_channels=4", "avatar.superresolution=residual",
+    "avatar.superresolution_capacity=4", "avatar_loss.lambda_vgg=0", "avatar_learning.rate_pose=0.1",
+    "avatar_training.steps=4", "avatar_training.engine=torch", "avatar_training.batch_size=2",
+    "ynet.face_size=32", "ynet.code_dim=8", "ynet.encoder_widths=[8, 8]", "ynet.neck_width=8",
+    "ynet.decoder_widths=[8, 4]", "ynet_training.batch_size=4", "ynet_training.engine=torch",
+    "ynet_training.learning_rate=0.005", "mapping_training.batch_size=4", "mapping_training.engine=torch",
+    "mapping.hidden=[8]", "mapping_training.learning_rate=0.01",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("paper", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrameStore, FrameStore]:
+    found = []
+    for name, seed in (("ada", 1), ("bruno", 2)):
+        folder = tmp_path_factory.mktemp("shards") / name
+        source = VideoSource(name, synthetic_seed=seed)
+        preprocess(source, recipe().preprocess, folder, parallel=map, events=NullSink(), stage=name)  # type: ignore[arg-type]
+        found.append(FrameStore(folder, 32))
+    return found[0], found[1]
+
+
+def run(task: YNetTask | MappingTask, config, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, config), config)
+    train(task, config, engine, folder)  # type: ignore[arg-type]
+
+
+def test_landmarks_lie_in_the_face_crop(stores: tuple[FrameStore, FrameStore]) -> None:
+    landmarks = face_landmarks(stores[0])
+    assert landmarks.shape == (len(stores[0]), 68, 2)
+    eyes, mouth = landmarks[:, 36:48].mean((0, 1)), landmarks[:, 48:68].mean((0, 1))
+    assert 0.2 < eyes[1] < mouth[1] < 0.95
+    assert abs(mouth[0] - 0.5) < 0.1
+
+
+def test_each_step_draws_one_subject_and_both_come_up(stores: tuple[FrameStore, FrameStore]) -> None:
+    task = YNetTask(recipe(), *stores)
+    drawn = [task.chosen(step) for step in range(200)]
+    assert {len(subjects) for subjects in drawn} == {1}
+    assert 70 < sum(subjects == ("actor",) for subjects in drawn) < 130
+    assert drawn == [YNetTask(recipe(), *stores, rank=1, world=2).chosen(step) for step in range(200)]
+    assert YNetTask(recipe("ynet_loss.subjects=both"), *stores).chosen(0) == SUBJECTS
+
+
+def test_the_other_decoder_stays_bit_identical(stores: tuple[FrameStore, FrameStore]) -> None:
+    task = YNetTask(recipe(), *stores)
+    config = task.training
+    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, config), config)
+    engine.module.train()
+    moved = set()
+    for step in range(12):
+        before = {k: v.clone() for k, v in task.module.state_dict().items()}
+        engine.optimizer.activate(task.active_groups(step))
+        engine.step(lambda part, step=step: task.losses(task.batches(step), step))  # type: ignore[misc]
+        (subject,) = task.chosen(step)
+        for name, value in task.module.state_dict().items():
+            same = torch.equal(before[name], value)
+            if f"decoders.{'actor' if subject == 'avatar' else 'avatar'}." in name:
+                assert same, f"{name} moved in a step of the {subject}"
+            elif not same:
+                moved.add((subject, name.split(".")[1]))
+    assert moved >= {("avatar", "encoder"), ("actor", "encoder"), ("avatar", "decoders"), ("actor", "decoders")}
+
+
+def test_the_cycle_goes_through_the_other_decoder(stores: tuple[FrameStore, FrameStore]) -> None:
+    task = YNetTask(recipe(), *stores)
+    batch = task.sources["actor"].batch(0)
+    terms = task.subject_losses(batch, task.ynet.encode(batch.input_B3HH), "actor")
+    gradient = torch.autograd.grad(terms["cycle_l1"], next(task.ynet.decoders["avatar"].parameters()))[0]
+    assert gradient.abs().max() > 0
+    swapped = task.ynet.decode(task.ynet.encode(batch.input_B3HH), "avatar")
+    cycled = task.ynet.decode(task.ynet.encode(swapped), "actor")
+    assert torch.allclose(terms["cycle_l1"], (cycled - batch.face_B3HH).abs().mean(), atol=1e-6)
+    official = YNetTask(recipe("ynet_loss.image_cycle=false", "ynet_loss.cross_gradient=false"), *stores)
+    terms = official.subject_losses(batch, official.ynet.encode(batch.input_B3HH), "actor")
+    assert "cycle_l1" not in terms
+    terms["cycle_code"].backward()
+    assert all(p.grad is None for p in official.ynet.decoders["avatar"].parameters())
+
+
+def test_a_pair_trains_is_released_and_read_back(stores: tuple[FrameStore, FrameStore], tmp_path: Path) -> None:
+    chosen = recipe("ynet_training.steps=60", "mapping_training.steps=80", "mapping.align=deviation",
+                    "ynet.encoder=whitened", "ynet.code_dim=16", "mapping.hidden=[32]", "pair_learning.shift=0.01",
+                    "pair_learning.color=0.05", "pair_learning.feature_weight=4")  # fmt: skip
+    head = AvatarTask(chosen, stores[0])
+    (tmp_path / "avatar").mkdir()
+    write_avatar_release(tmp_path / "avatar", head)
+    avatar = read_frozen_avatar(tmp_path / "avatar")
+    ynet = YNetTask(chosen, *stores)
+    first = float(ynet.losses(ynet.batches(0), 0)["total"])
+    run(ynet, chosen.ynet_training, tmp_path / "ynet")
+    last = np.mean([float(ynet.losses(ynet.batches(step), step)["total"]) for step in range(60, 64)])
+    assert last < 0.8 * first
+    frozen = {k: v.clone() for k, v in {**ynet.ynet.state_dict(), **avatar.state_dict()}.items()}
+    mapping = MappingTask(chosen, ynet, avatar)
+    first = float(mapping.losses(mapping.batches(0), 0)["mapping"])
+    run(mapping, chosen.mapping_training, tmp_path / "mapping")
+    assert float(mapping.losses(mapping.batches(0), 0)["mapping"]) < 0.6 * first
+    after = {**ynet.ynet.state_dict(), **avatar.state_dict()}
+    assert all(torch.equal(frozen[name], after[name]) for name in frozen), "the mapping step moved a frozen network"
+
+    (tmp_path / "pair").mkdir()
+    write_pair_release(tmp_path / "pair", ynet, mapping)
+    pair, head_again = load_pair(tmp_path / "pair"), load_avatar(tmp_path / "avatar")
+    assert (pair.avatar, pair.actor, head_again.subject) == ("ada", "bruno", "ada")
+    face = mapping.sources["actor"].faces(np.arange(3))
+    with torch.no_grad():
+        wanted = mapping.module(ynet.ynet.encode(face), "actor")
+        assert torch.allclose(pair.mapping(pair.ynet.encode(face), "actor"), wanted, atol=1e-6)
+        assert torch.allclose(head_again.model.encode(face), avatar.encode(face), atol=1e-6)
+
+
+def test_joint_mapping_reaches_the_shared_encoder(stores: tuple[FrameStore, FrameStore], tmp_path: Path) -> None:
+    chosen = recipe("mapping.joint=true", "ynet_loss.subjects=both", "ynet.shared_neck=true")
+    avatar = AvatarTask(chosen, stores[0]).avatar
+    task = YNetTask(chosen, *stores, avatar=avatar)
+    terms = task.losses(task.batches(0), 0)
+    assert {"avatar_mapping", "avatar_rec_l1", "actor_rec_l1"} <= set(terms)
+    gradient = torch.autograd.grad(terms["avatar_mapping"], next(task.ynet.encoder.parameters()))[0]
+    assert gradient.abs().max() > 0
+    write_pair_release(tmp_path, task, None)
+    assert load_pair(tmp_path).ynet.config.shared_neck
+
+
+def test_alignment_gives_both_subjects_one_distribution(stores: tuple[FrameStore, FrameStore]) -> None:
+    chosen = recipe("mapping.align=deviation", "mapping.hidden=[]")
+    ynet = YNetTask(chosen, *stores)
+    mapping = MappingTask(chosen, ynet, AvatarTask(chosen, stores[0]).avatar)
+    for subject in SUBJECTS:
+        gamma = ynet.ynet.encode(mapping.sources[subject].drawn(chosen.pair_learning.align_frames)[0])
+        which = SUBJECTS.index(subject)
+        aligned = (gamma - mapping.module.mean_2F[which]) / mapping.module.deviation_2F[which]
+        assert aligned.mean(0).abs().max() < 1e-3
+        assert (aligned.std(0) - 1).abs().max() < 1e-2
+
+
+def test_swapped_faces_teach_the_mapping_about_the_actor(stores: tuple[FrameStore, FrameStore]) -> None:
+    chosen = recipe("pair_learning.swapped=0.5")
+    mapping = MappingTask(chosen, YNetTask(chosen, *stores), AvatarTask(chosen, stores[0]).avatar)
+    terms = mapping.losses(mapping.batches(0), 0)
+    assert torch.allclose(terms["total"], terms["mapping"] + 0.5 * terms["swapped"])
+    gradient = torch.autograd.grad(terms["swapped"], next(mapping.module.parameters()))[0]
+    assert gradient.abs().max() > 0
+
+
+def test_the_shared_code_says_where_the_landmarks_are_and_the_mapping_reads_it(
+    stores: tuple[FrameStore, FrameStore],
+) -> None:
+    chosen = recipe("ynet.encoder=whitened", "ynet.code_dim=16", f"ynet.landmarks={SHAPE_DIM}", "mapping.hidden=[]",
+                    "mapping.reads=landmarks", "mapping.align=rest", "pair_learning.landmark_weight=0.3",
+                    "pair_learning.regression=true", "mapping.code_share=0.1")  # fmt: skip
+    ynet = YNetTask(chosen, *stores)
+    terms = ynet.losses(ynet.batches(0), 0)
+    (subject,) = ynet.chosen(0)
+    shape = ynet.sources[subject].drawn(64)[1]
+    assert float(terms[f"{subject}_landmarks"]) < 0.6 * float(shape.var(0).mean()), "begins at the regression"
+    avatar = AvatarTask(chosen, stores[0]).avatar
+    mapping = MappingTask(chosen, ynet, avatar)
+    theta = theta_of(avatar, mapping.sources["avatar"].drawn(64)[0])
+    mapped = mapping.module(mapping._codes("avatar"), "avatar")
+    assert 0.7 < float(mapped.var(0).sum() / theta.var(0).sum()) < 1.3, "the driven code varies as much as θ does"
+    with pytest.raises(ConfigError, match="landmarks"):
+        build_mapping(recipe("mapping.reads=landmarks"))
+
+
+def test_the_shape_does_not_depend_on_where_and_how_large_a_face_is(stores: tuple[FrameStore, FrameStore]) -> None:
+    landmarks = face_landmarks(stores[0])
+    moved = expression_shape(landmarks * 3.0 + np.array([5.0, -2.0], np.float32))
+    assert np.abs(moved - expression_shape(landmarks)).max() < 0.02
+    gap = expression_shape(landmarks)[:, LOWER_LIP] - expression_shape(landmarks)[:, UPPER_LIP]
+    assert np.corrcoef(gap, stores[0].expression["jaw"])[0, 1] > 0.8
