@@ -41,8 +41,9 @@ class PoseCorrection(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Corrected rotation and translation of the frames `index`."""
         values_B6 = self.values[index_B]
-        turn_B33 = torch.linalg.matrix_exp(_skew(values_B6[:, :3]))
-        return turn_B33 @ rotation_B33, translation_B3 + scale_B[:, None] * values_B6[:, 3:]
+        with torch.autocast(values_B6.device.type, enabled=False):  # in bf16 a head would be off by pixels
+            turn_B33 = torch.linalg.matrix_exp(_skew(values_B6[:, :3]))
+            return turn_B33 @ rotation_B33, translation_B3 + scale_B[:, None] * values_B6[:, 3:]
 
 
 def _skew(vector_B3: Tensor) -> Tensor:
