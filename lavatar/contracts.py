@@ -56,7 +56,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class FrameMeta:
-    """KEY.meta.json of one sample. Landmarks are in pixels of the portrait crop; transforms are 2×3 affine."""
+    """KEY.meta.json of one sample. Points are in pixels of the portrait crop; transforms are 2×3 affine."""
 
     frame: int  # index in the source video
     time: float  # seconds
@@ -68,6 +68,7 @@ class FrameMeta:
     face_transform: tuple[tuple[float, ...], ...]  # portrait pixels → face-crop pixels
     score: float
     expression: Mapping[str, float] = field(default_factory=dict)
+    irises: tuple[tuple[float, float], ...] = ()  # middles of both, image left first; none if the tracker sees none
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +80,7 @@ class FrameMeta:
             **{
                 **data,
                 "landmarks": tuple((x, y) for x, y in data["landmarks"]),
+                "irises": tuple((x, y) for x, y in data["irises"]),
                 "pose": HeadPose(tuple(tuple(r) for r in pose["rotation"]), tuple(pose["translation"]), pose["scale"]),
                 "camera": Camera(**camera),
                 "portrait_transform": tuple(tuple(r) for r in data["portrait_transform"]),

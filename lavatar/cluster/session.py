@@ -7,6 +7,7 @@ would grow past what the kernel takes, in a short private folder under the syste
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from lavatar.errors import JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
 SOCKET_NAME = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+STARTS = 2  # Ray gives itself 30 seconds, which an overloaded machine may miss
 OBJECT_STORE_BYTES = 160 * 2**20
 """Stages hand each other paths, not pictures; the store only carries work lists."""
 
@@ -76,32 +78,43 @@ def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashb
     temp = root / "t"
     _remove_ended_sessions(temp)
     options: dict[str, Any] = {"num_gpus": gpus} if gpus is not None else {}
-    try:
-        with _loopback_only(), _sigterm_kept():
-            context: Any = ray.init(
-                num_cpus=cpus or os.cpu_count(),
-                include_dashboard=(os.cpu_count() or 1) >= 4 if dashboard is None else dashboard,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                _temp_dir=str(temp),
-                **options,
-            )
-    except BaseException as error:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        _remove_ended_sessions(temp)
-        if isinstance(error, LavatarError) or not isinstance(error, Exception):
-            raise
-        raise JobError(
-            f"Ray could not be started: {str(error).strip().splitlines()[0]}",
-            f"Its logs are in {temp}. Without Ray: --set resources.backend=inline.",
-        ) from error
+    options["num_cpus"] = cpus or os.cpu_count()
+    options["include_dashboard"] = (os.cpu_count() or 1) >= 4 if dashboard is None else dashboard
+    for left in reversed(range(STARTS)):
+        try:
+            context = _init(temp, options)
+            break
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            _remove_ended_sessions(temp)
+            if isinstance(error, LavatarError) or not isinstance(error, Exception):
+                raise
+            if left and "timed out" in str(error):
+                continue
+            raise JobError(
+                f"Ray could not be started: {str(error).strip().splitlines()[0]}",
+                f"Its logs are in {temp}. Without Ray: --set resources.backend=inline.",
+            ) from error
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
     record = root / f"session-{os.getpid()}.json"
     record.write_text(json.dumps({"pid": os.getpid(), "address": context.address_info["address"], "dashboard": url}))
     return Session(context.address_info["address"], url, True, temp, record)
+
+
+def _init(temp: Path, options: dict[str, Any]) -> Any:
+    """ray.init of a local Ray with its files in `temp`."""
+    import ray
+
+    with _loopback_only(), _sigterm_kept(), _out_of_our_group():
+        return ray.init(
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            _temp_dir=str(temp),
+            **options,
+        )
 
 
 def attach(address: str) -> Session:
@@ -222,6 +235,20 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if before is not signal.SIG_DFL:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _out_of_our_group() -> Iterator[None]:
+    """Ray's processes get a process group of their own: a terminal that closes, or `timeout`, signals our whole group,
+    and Ray would be gone before the stages have stored what they have. They still end when this process ends."""
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 @contextlib.contextmanager

@@ -116,3 +116,8 @@ def warp(picture: np.ndarray, transform: np.ndarray, size: int, *, border: str =
 def as_rows(transform: np.ndarray) -> tuple[tuple[float, ...], ...]:
     """A transform as the nested tuples of FrameMeta."""
     return tuple(tuple(float(v) for v in row) for row in np.asarray(transform))
+
+
+def as_points(points_P2: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Points in pixels as the nested tuples of FrameMeta, to a thousandth of a pixel."""
+    return tuple((round(float(x), 3), round(float(y), 3)) for x, y in points_P2)

@@ -25,7 +25,7 @@ from lavatar.datasets.solve import FrameJob, Solved, solve, statistics
 from lavatar.datasets.tracks import Segment, TrackedVideo
 from lavatar.errors import ConfigError, Interrupted, ShardError, StorageError
 
-VERSION = 1
+VERSION = 2
 """Raised when the same video and configuration would give other samples than before."""
 
 WORK = ".work"

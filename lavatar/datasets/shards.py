@@ -26,7 +26,7 @@ import webdataset
 from lavatar.contracts import FrameMeta
 from lavatar.errors import ShardError, StorageError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 IMAGE, ALPHA, FACE, META = "image.jpg", "alpha.png", "face.jpg", "meta.json"
 MEMBERS = (IMAGE, ALPHA, FACE, META)

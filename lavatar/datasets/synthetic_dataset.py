@@ -30,7 +30,7 @@ from lavatar.datasets.solve import split_of
 from lavatar.datasets.synthetic import default_camera, project, render
 from lavatar.datasets.synthetic_acting import FPS, performance
 from lavatar.datasets.synthetic_head import Expression, Face, Identity
-from lavatar.datasets.synthetic_landmarks import landmarks
+from lavatar.datasets.synthetic_landmarks import irises, landmarks
 from lavatar.errors import ConfigError
 
 SMALLEST = 256
@@ -104,7 +104,8 @@ def render_segment(job: RenderJob) -> tuple[dict[str, Any], float]:
                 frame=frame,
                 time=round(frame / FPS, 6),
                 split=split_of(frame, job.frames, config),
-                landmarks=tuple((round(float(x), 3), round(float(y), 3)) for x, y in picture.landmarks),
+                landmarks=crops.as_points(picture.landmarks),
+                irises=crops.as_points(project(irises(Face.of(identity, expression)), pose, camera)),
                 pose=pose,
                 camera=camera,
                 portrait_transform=IDENTITY_ROWS,

@@ -150,6 +150,12 @@ def mouth_curves(face: Face, x: Array) -> tuple[Array, Array, Array]:
     return line + face.gap_up * profile, line - face.gap_down * np.sqrt(profile) * (0.45 + 0.55 * profile), profile
 
 
+def gaze_direction(expression: Expression) -> Array:
+    """Unit vector in head space along which both eyes look."""
+    yaw, pitch = 0.46 * expression.gaze, 0.30 * expression.gaze_up
+    return np.array((np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)))
+
+
 def lid_curves(face: Face, a: Array) -> tuple[Array, Array]:
     """Upper and lower edge of the lid opening over a ∈ [−1, 1] from the inner to the outer corner; in eye radii."""
     rise = np.maximum(1.0 - a * a, 0.0)

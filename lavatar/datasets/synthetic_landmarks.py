@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from lavatar.datasets.synthetic_head import BROW_Y, EYE_RADIUS, EYE_X, EYE_Y, Face, lid_curves, march, mouth_curves
+from lavatar.datasets.synthetic_head import (
+    BROW_Y,
+    EYE_RADIUS,
+    EYE_X,
+    EYE_Y,
+    EYE_Z,
+    Face,
+    gaze_direction,
+    lid_curves,
+    march,
+    mouth_curves,
+)
 
 
 def brow_line(face: Face, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +43,12 @@ def landmarks(face: Face) -> np.ndarray:
     origin, direction = origin.astype(np.float32), direction.astype(np.float32)
     t, _ = march(face, origin, direction, np.zeros(68, np.float32), 0.01, hair=False, rounds=10)
     return (origin + direction * t).T.astype(np.float64)
+
+
+def irises(face: Face) -> np.ndarray:
+    """Middles of the irises on the eyeballs in head space, 2×3, image left first; they follow the gaze under the lids
+    too."""
+    return np.array([(side * EYE_X, EYE_Y, EYE_Z) for side in (-1, 1)]) + EYE_RADIUS * gaze_direction(face.expression)
 
 
 def _brows(face: Face) -> list[tuple[float, float]]:

@@ -22,6 +22,7 @@ from lavatar.datasets.synthetic_head import (
     Colour,
     Face,
     beard_cover,
+    gaze_direction,
     hair_depth,
     lid_curves,
     mouth_curves,
@@ -235,8 +236,7 @@ def eyeball(face: Face, side: float, p_3M: Array, ray_3M: Array, px: float) -> t
 def _iris(face: Face, n: Array, px: float) -> Array:
     """Sclera, iris with fibres and a dark ring, pupil; turned by the gaze."""
     e, i = face.expression, face.identity
-    yaw, pitch = 0.46 * e.gaze, 0.30 * e.gaze_up
-    g = (np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch))
+    g = gaze_direction(e).astype(np.float32)
     off = np.sqrt(np.maximum(2 - 2 * (n[0] * g[0] + n[1] * g[1] + n[2] * g[2]), 0.0)) * EYE_RADIUS
     turn = np.arctan2(n[1] - g[1], n[0] - g[0])
     albedo = np.repeat(column((0.97, 0.96, 0.95)), n.shape[1], axis=1)

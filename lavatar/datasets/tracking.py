@@ -31,6 +31,9 @@ LANDMARKS_68 = (
 )
 """MediaPipe's points that stand for the 68 of the iBUG scheme."""
 
+IRISES = (468, 473)
+"""MediaPipe's middles of the irises, image left first."""
+
 Box = tuple[float, float, float, float, float]
 """x, y, width, height in pixels, score"""
 
@@ -47,6 +50,11 @@ class Track:
     expression: dict[str, float]
     score: float
     faces: int = 1
+
+    @property
+    def irises(self) -> np.ndarray:
+        """2×2 pixels, image left first; 0×2 where the tracker does not see them."""
+        return np.zeros((0, 2)) if self.landmarks478 is None else self.landmarks478[IRISES, :2]
 
 
 class Tracker(Protocol):

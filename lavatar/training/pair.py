@@ -5,7 +5,7 @@ Shapes: B batch, N frames, H face side, G code γ, D code θ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +52,11 @@ class FaceSource:
         self.recipe, self.store, self.seed = recipe, store, seed
         self.learning, self.side = recipe.pair_learning, recipe.ynet.face_size
         self.sampler = BatchSampler(store, batch_size, seed, self.learning.balance)
-        landmarks_N68x2 = face_landmarks(store)
+        landmarks_N68x2 = in_face_crop(store, [meta.landmarks for meta in store.metas])
+        seen = all(meta.irises for meta in store.metas)
+        irises_N2x2 = in_face_crop(store, [meta.irises for meta in store.metas]) if seen else None
         self._landmarks_N68x2 = torch.from_numpy(landmarks_N68x2)
-        self._shape_NL = torch.from_numpy(expression_shape(landmarks_N68x2))
+        self._shape_NL = torch.from_numpy(expression_shape(landmarks_N68x2, irises_N2x2))
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> FaceBatch:
         """Faces of `step`; what is random depends on (seed, step, rank) alone."""
@@ -92,11 +94,11 @@ def at_side(face_B3HH: Tensor, side: int) -> Tensor:
     return F.interpolate(face_B3HH, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def face_landmarks(store: FrameStore) -> np.ndarray:
-    """The 68 landmarks of each frame in its face crop, N×68×2 in [0, 1]."""
-    landmarks_N68x2 = np.array([meta.landmarks for meta in store.metas], np.float32)
+def in_face_crop(store: FrameStore, points_NP2: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
+    """P points of each frame, from pixels of the portrait to its face crop: N×P×2 in [0, 1]."""
     transform_N23 = np.array([meta.face_transform for meta in store.metas], np.float32)
-    moved = np.einsum("nij,npj->npi", transform_N23[:, :, :2], landmarks_N68x2) + transform_N23[:, None, :, 2]
+    points = np.array(points_NP2, np.float32)
+    moved = np.einsum("nij,npj->npi", transform_N23[:, :, :2], points) + transform_N23[:, None, :, 2]
     return np.asarray(moved / store.manifest.face_size, np.float32)
 
 

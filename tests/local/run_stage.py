@@ -5,6 +5,7 @@ run_stage.py HOME NAME    prints "running" once the training's first steps are d
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from test_cluster_stages import _pair_spec
 from lavatar.cluster.stages import StageRunner
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a submit has it
     home, told = Path(sys.argv[1]), False
     toy_bodies.ship()
     with StageRunner(home, bodies=toy_bodies.BODIES) as runner:

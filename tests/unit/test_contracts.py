@@ -21,6 +21,7 @@ def test_frame_meta_survives_json() -> None:
         face_transform=((0.5, 0.0, 2.0), (0.0, 0.5, 3.0)),
         score=0.9,
         expression={"jaw": 0.25},
+        irises=((11.5, 20.0), (31.5, 20.25)),
     )
     assert FrameMeta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
 

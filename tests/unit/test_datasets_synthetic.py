@@ -20,7 +20,7 @@ from lavatar.datasets.preprocess import preprocess
 from lavatar.datasets.synthetic import default_camera, default_pose, project, render
 from lavatar.datasets.synthetic_acting import performance
 from lavatar.datasets.synthetic_head import Expression, Face, Identity
-from lavatar.datasets.synthetic_landmarks import landmarks
+from lavatar.datasets.synthetic_landmarks import irises, landmarks
 from lavatar.datasets.synthetic_meter import SyntheticMeter
 
 ANNA, BEN = Identity.from_seed(1), Identity.from_seed(0)
@@ -87,6 +87,19 @@ def test_landmarks_follow_the_face() -> None:
     assert np.abs(at(jaw=1, smile=1, blink=1, pucker=1)[[36, 39, 42, 45]] - rest[[36, 39, 42, 45]]).max() < 0.06
     mirrored = rest[[16, 15, 14], 0] + rest[[0, 1, 2], 0]
     assert np.abs(mirrored).max() < 0.02
+
+
+def test_irises_lie_where_the_pupils_are_drawn() -> None:
+    camera, pose = default_camera(256), default_pose(yaw=8.0, pitch=-4.0)
+    for gaze in (-0.8, 0.0, 0.8):
+        face = Face.of(ANNA, Expression(gaze=gaze))
+        rgb, _, _ = render(ANNA, face.expression, pose, camera)
+        for u, v in project(irises(face), pose, camera):
+            patch = rgb[round(v) - 6 : round(v) + 6, round(u) - 6 : round(u) + 6].mean(2)
+            rows, columns = np.nonzero(patch < 0.12)  # the pupil is the darkest there is
+            assert rows.size > 8
+            assert abs(columns.mean() + 0.5 - 6 - (u - round(u))) < 1.2
+            assert abs(rows.mean() + 0.5 - 6 - (v - round(v))) < 1.2
 
 
 def test_turned_heads_show_the_same_points_in_the_same_colours() -> None:
@@ -179,6 +192,8 @@ def test_dataset_holds_the_truth(tmp_path: Path) -> None:
     wanted = cv2.resize(rgb, (64, 64), interpolation=cv2.INTER_AREA) * 255
     assert np.abs(store.frame(7).image - wanted).mean() < 3  # JPEG
     assert np.abs(np.array(meta.landmarks) - points / 4).max() < 0.01
+    pupils = project(irises(Face.of(ANNA, expression)), pose, Camera(2500.0, 128.0, 128.0, 256))
+    assert np.abs(np.array(meta.irises) - pupils / 4).max() < 0.01
     eyes = np.array(meta.face_transform)[:, :2] @ np.array(meta.landmarks)[[36, 45]].T
     assert store.frame(7).face.shape == (48, 48, 3)
     assert abs(eyes[1, 0] - eyes[1, 1]) < 2  # the face crop is upright

@@ -40,6 +40,9 @@ def test_the_68_lie_where_the_scheme_says(tracked: list[tracking.Track]) -> None
         assert p[62, 1] <= p[66, 1]
         assert np.all(np.diff(p[27:31, 1]) > 0)
         assert track.faces == 1
+        for iris, eye in zip(track.irises, (p[36:42], p[42:48]), strict=True):
+            assert (eye.min(0) < iris).all()
+            assert (iris < eye.max(0)).all()
     assert len(set(tracking.LANDMARKS_68)) == 68
 
 

@@ -20,7 +20,7 @@ from lavatar.training.avatar import AvatarTask
 from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import train
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import MappingTask, YNetTask, build_mapping, face_landmarks, theta_of
+from lavatar.training.pair import MappingTask, YNetTask, build_mapping, in_face_crop, theta_of
 from lavatar.training.release import read_frozen_avatar, write_avatar_release, write_pair_release
 from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape
 
@@ -68,7 +68,7 @@ def run(task: YNetTask | MappingTask, config, folder: Path) -> None:  # type: ig
 
 
 def test_landmarks_lie_in_the_face_crop(stores: tuple[FrameStore, FrameStore]) -> None:
-    landmarks = face_landmarks(stores[0])
+    landmarks = in_face_crop(stores[0], [meta.landmarks for meta in stores[0].metas])
     assert landmarks.shape == (len(stores[0]), 68, 2)
     eyes, mouth = landmarks[:, 36:48].mean((0, 1)), landmarks[:, 48:68].mean((0, 1))
     assert 0.2 < eyes[1] < mouth[1] < 0.95
@@ -206,8 +206,12 @@ def test_the_shared_code_says_where_the_landmarks_are_and_the_mapping_reads_it(
 
 
 def test_the_shape_does_not_depend_on_where_and_how_large_a_face_is(stores: tuple[FrameStore, FrameStore]) -> None:
-    landmarks = face_landmarks(stores[0])
-    moved = expression_shape(landmarks * 3.0 + np.array([5.0, -2.0], np.float32))
-    assert np.abs(moved - expression_shape(landmarks)).max() < 0.02
-    gap = expression_shape(landmarks)[:, LOWER_LIP] - expression_shape(landmarks)[:, UPPER_LIP]
+    metas = stores[0].metas
+    landmarks, irises = (in_face_crop(stores[0], [getattr(m, n) for m in metas]) for n in ("landmarks", "irises"))
+    shape, offset = expression_shape(landmarks, irises), np.array([5.0, -2.0], np.float32)
+    assert shape.shape == (len(metas), SHAPE_DIM)
+    assert np.abs(expression_shape(landmarks * 3.0 + offset, irises * 3.0 + offset) - shape).max() < 0.02
+    gap = shape[:, LOWER_LIP] - shape[:, UPPER_LIP]
     assert np.corrcoef(gap, stores[0].expression["jaw"])[0, 1] > 0.8
+    assert np.corrcoef(shape[:, -4] + shape[:, -2], stores[0].expression["gaze"])[0, 1] > 0.8
+    assert not expression_shape(landmarks)[:, -4:].any(), "nothing is said of irises that were not seen"
