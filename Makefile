@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO_SET := --set preprocess.portrait_size=256 --set avatar_training.steps=700 --set ynet_training.steps=250
+DEMO_SET := --set preprocess.portrait_size=256 --set preprocess.synthetic_frames=600 --set avatar_training.steps=700 --set ynet_training.steps=250
 
 .PHONY: setup demo test test-all check format clean
 

@@ -17,6 +17,9 @@ class PreprocessConfig(Section):
     matting_size: int = Field(192, ge=64, le=512, description="side at which the matting network sees the portrait")
     portrait_size: int = Field(512, ge=64, le=2048)
     face_size: int = Field(128, ge=32, le=512)
+    face_mask: Literal["none", "hull"] = Field(
+        "none", description="hull: the face crop is black outside the convex hull of the 68 landmarks"
+    )
     focal: float = Field(5000.0, gt=0, description="pixels at portrait size 512, scaled with the size")
     distance: float = Field(4.0, gt=0, description="metres from camera to the head's mean position")
     crop_scale: float = Field(2.15, gt=1, description="least portrait side over the median landmark box")
@@ -29,4 +32,4 @@ class PreprocessConfig(Section):
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     smoothing: float = Field(1.0, ge=0, description="Gaussian smoothing of the pose in time, frames")
     jpeg_quality: int = Field(95, ge=50, le=100)
-    synthetic_frames: int = Field(400, ge=20, description="length of a synthetic subject's video")
+    synthetic_frames: int = Field(1000, ge=20, description="length of a synthetic subject's video")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from lavatar.configs.avatar import AvatarConfig, AvatarLearningConfig, AvatarLossConfig
 from lavatar.configs.evaluation import EvaluationConfig
@@ -37,6 +37,31 @@ class Recipe(Section):
     mapping_training: TrainingConfig = TrainingConfig(steps=30_000, batch_size=16)
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        """What one section says of another's data. Raises ValueError, which names both keys."""
+        crop, portrait = self.preprocess.face_size, self.preprocess.portrait_size
+        checks = (
+            (self.avatar.face_size <= crop, f"avatar.face_size {self.avatar.face_size} > preprocess.face_size {crop}"),
+            (self.ynet.face_size <= crop, f"ynet.face_size {self.ynet.face_size} > preprocess.face_size {crop}"),
+            (
+                self.avatar.image_size <= portrait,
+                f"avatar.image_size {self.avatar.image_size} > preprocess.portrait_size {portrait}",
+            ),
+            (
+                self.avatar.focal == self.preprocess.focal,
+                f"avatar.focal {self.avatar.focal:g} is not preprocess.focal {self.preprocess.focal:g}",
+            ),
+            (
+                self.mapping.reads == "code" or self.ynet.landmarks > 0,
+                "mapping.reads is landmarks, but ynet.landmarks is 0",
+            ),
+        )
+        wrong = [text for fits, text in checks if not fits]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 def recipe_names() -> list[str]:

@@ -26,4 +26,5 @@ class ResourcesConfig(Section):
     avatar: StageResources = StageResources()
     pair: StageResources = StageResources()
     preview: StageResources = StageResources()
+    dashboard: bool | None = Field(None, description="Ray's page; not given: on machines of four CPUs or more")
     max_failures: int = Field(2, ge=0, description="times a training worker is restarted from its last checkpoint")

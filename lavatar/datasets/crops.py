@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.datasets.pose import canonical_face
 from lavatar.datasets.tracking import LANDMARKS_68
 
@@ -20,6 +21,7 @@ _ANCHORS = (27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45)  # of the 68
 _ANCHOR_WEIGHTS = np.array([2, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2], np.float64)
 _SIDE_ROOM, _HAIR_ROOM, _NECK_ROOM = 0.2, 0.62, 0.3
 """Room kept beside, above and below the box of the 68 landmarks, in sides of that box, at crop scale 2.15."""
+_HULL_BITS = 4  # of a pixel's fraction in the corners of the hull
 _FACE_TOP, _FACE_BOTTOM = 0.78, -1.24
 """Head-space y of the crop's upper and lower border: brows raised, and chin with the jaw fully open."""
 
@@ -111,6 +113,20 @@ def warp(picture: np.ndarray, transform: np.ndarray, size: int, *, border: str =
     mode = cv2.BORDER_REPLICATE if border == "replicate" else cv2.BORDER_CONSTANT
     flags = cv2.INTER_CUBIC if factor > 1.2 else cv2.INTER_LINEAR
     return cv2.warpAffine(picture, centred, (size, size), flags=flags, borderMode=mode)
+
+
+def face_crop(picture: np.ndarray, to_face: np.ndarray, config: PreprocessConfig, outline68: np.ndarray) -> np.ndarray:
+    """The aligned face, uint8 side×side×3, from `picture` through `to_face`; `outline68`: landmarks in its pixels.
+
+    With `face_mask: hull` it is black outside the landmarks' convex hull, as the released code's input is.
+    """
+    face = warp(picture, to_face, config.face_size)
+    if config.face_mask == "none":
+        return face
+    fine = 1 << _HULL_BITS
+    corners = cv2.convexHull(np.rint((apply(to_face, outline68) - 0.5) * fine).astype(np.int32))
+    mask = cv2.fillConvexPoly(np.zeros(face.shape[:2], np.uint8), corners, 1, cv2.LINE_8, _HULL_BITS)
+    return face * mask[..., None]
 
 
 def as_rows(transform: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -328,7 +328,7 @@ class BatchSampler:
         return rng.permutation(np.minimum(found, len(self.store) - 1))
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        cached = self._epoch  # one attribute, read once: a prefetch thread may replace it meanwhile
+        cached = self._epoch
         if cached[0] != epoch:
             rng = np.random.default_rng((self.seed, 0, epoch))
             cached = self._epoch = (epoch, rng.permutation(len(self.store)))

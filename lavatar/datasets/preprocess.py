@@ -247,7 +247,7 @@ def write_segment(job: WriteJob) -> dict[str, Any]:
             colour = matting.foreground(portrait, alpha)
             faded = matting.fade(alpha, meta.pose, meta.camera, transform, job.source_size)
             colour[faded <= 0] = 255
-            face = crops.warp(rgb, np.asarray(frame.source_to_face), config.face_size)
+            face = crops.face_crop(rgb, np.asarray(frame.source_to_face), config, frame.source_landmarks)
             writer.write(meta, colour, np.rint(faded * 255).astype(np.uint8), face)
     with shards.storage_errors(work):
         part = work / f".{cut.number:05d}.json.part"
@@ -288,7 +288,8 @@ def track_driver(
     place = 0
     for i, _, rgb in video.read_frames(found.path, min(wanted), max(wanted) + 1, found.index):
         if i in wanted:
-            faces[place] = crops.warp(rgb, np.asarray(wanted[i].source_to_face), config.face_size)
+            job = wanted[i]
+            faces[place] = crops.face_crop(rgb, np.asarray(job.source_to_face), config, job.source_landmarks)
             place += 1
     metas = [job.meta for job in solved.jobs]
     names = metas[0].expression

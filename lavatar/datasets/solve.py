@@ -24,6 +24,11 @@ class FrameJob:
     meta: FrameMeta
     source_to_face: tuple[tuple[float, ...], ...]
 
+    @property
+    def source_landmarks(self) -> np.ndarray:
+        """The 68 landmarks in pixels of the source frame."""
+        return crops.apply(crops.invert(np.asarray(self.meta.portrait_transform)), np.asarray(self.meta.landmarks))
+
 
 @dataclass(frozen=True)
 class Solved:

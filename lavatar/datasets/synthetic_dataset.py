@@ -115,7 +115,7 @@ def render_segment(job: RenderJob) -> tuple[dict[str, Any], float]:
             )
             grow = picture.large.shape[0] / config.portrait_size
             large_to_face = np.array(to_face) * np.array([[1 / grow, 1 / grow, 1.0]])
-            face = crops.warp(picture.large, large_to_face, config.face_size)
+            face = crops.face_crop(picture.large, large_to_face, config, picture.landmarks * grow)
             writer.write(meta, picture.colour, picture.alpha, face)
     return writer.entry, float(np.mean(errors))
 

@@ -4,7 +4,7 @@ For one identity a few hundred renders with random expressions and poses are dra
 mouth, patches are sampled on a plane in head space, so that the pose of the head is taken out, and kernel ridge
 regression learns the six measures from the patches. Three in four samples are blurred, noisy and a little off in colour
 and place, as a neural rendering is, so that a soft picture is measured fairly. The same identity gives the same meter.
-Gaze of closed eyes cannot be seen: it is measured as about 0, in a truth as in a result.
+Gaze behind lids that are more than half closed cannot be seen: there it is nan.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class SyntheticMeter:
             features = [_features(*item, group) for item in zip(pictures, poses, cameras, strict=True)]
             for name, values in zip(group.names, regression(np.stack(features)).T, strict=True):
                 found[name] = values
+        found["gaze"] = np.where(found["blink"] > 0.5, np.nan, found["gaze"])
         return {name: found[name] for name in EXPRESSIONS}
 
 

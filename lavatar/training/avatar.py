@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavatar.configs.recipe import Recipe
@@ -98,8 +99,9 @@ class AvatarTask:
             return
         steps = range(-(-BEGIN_FRAMES // self.training.batch_size))
         frames = self.store.batch(np.concatenate([self.sampler.indices(step) for step in steps]))
-        encoder.begin_with(frames.face_B3HW)
-        theta_ND = torch.cat([encoder(part) for part in frames.face_B3HW.split(32)])
+        face_N3HH = at_side(frames.face_B3HW, self.recipe.avatar.face_size)
+        encoder.begin_with(face_N3HH)
+        theta_ND = torch.cat([encoder(part) for part in face_N3HH.split(32)])
         pose = (frames.rotation_B33, frames.translation_B3, frames.scale_B)
         warm_start(self.avatar, PosedFrames(frames.image_B3HW, frames.mask_B1HW, *pose, theta_ND))
 
@@ -132,7 +134,8 @@ class AvatarTask:
     def batches(self, step: int) -> AvatarBatch:
         frames = self.sampler.batch(step, self.rank, self.world)
         generator = generator_for(self.training.seed, step, self.rank)
-        face = jitter(frames.face_B3HW, self.learning.shift, generator)
+        face = at_side(frames.face_B3HW, self.recipe.avatar.face_size)
+        face = jitter(face, self.learning.shift, generator)
         face = tint(face, self.learning.color, generator)
         return AvatarBatch(frames, add_noise(face, self.recipe.avatar.input_noise, generator))
 
@@ -168,9 +171,8 @@ class AvatarTask:
         device = next(self.module.parameters()).device
         frames = self.store.batch(chosen).to(device)
         self.module.eval()
-        drawn = self.avatar.render(
-            self.avatar.encode(frames.face_B3HW), frames.rotation_B33, frames.translation_B3, frames.scale_B
-        )
+        theta_BD = self.avatar.encode(at_side(frames.face_B3HW, self.recipe.avatar.face_size))
+        drawn = self.avatar.render(theta_BD, frames.rotation_B33, frames.translation_B3, frames.scale_B)
         return {"truth_above_result": sheet([frames.image_B3HW, drawn.I_hr])}
 
     def state(self) -> dict[str, Tensor]:
@@ -178,6 +180,13 @@ class AvatarTask:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Everything is in the module."""
+
+
+def at_side(face_B3HH: Tensor, side: int) -> Tensor:
+    """Faces at another size, averaging where they get smaller."""
+    if face_B3HH.shape[-1] == side:
+        return face_B3HH
+    return F.interpolate(face_B3HH, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def sheet(rows: list[Tensor]) -> np.ndarray:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavatar.configs.recipe import Recipe
@@ -23,9 +22,9 @@ from lavatar.models.mapping import MappingMLP
 from lavatar.models.regression import begin_at_regression
 from lavatar.models.ynet import SUBJECTS, Subject, YNetwork, other
 from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
-from lavatar.training.avatar import BEGIN_FRAMES, sheet
+from lavatar.training.avatar import BEGIN_FRAMES, at_side, sheet
 from lavatar.training.emphasis import feature_weights
-from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape
+from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape, whitening
 from lavatar.training.tasks import ParamGroup
 
 PICTURES = 6
@@ -56,7 +55,7 @@ class FaceSource:
         seen = all(meta.irises for meta in store.metas)
         irises_N2x2 = in_face_crop(store, [meta.irises for meta in store.metas]) if seen else None
         self._landmarks_N68x2 = torch.from_numpy(landmarks_N68x2)
-        self._shape_NL = torch.from_numpy(expression_shape(landmarks_N68x2, irises_N2x2))
+        self.shape_NL = torch.from_numpy(expression_shape(landmarks_N68x2, irises_N2x2))
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> FaceBatch:
         """Faces of `step`; what is random depends on (seed, step, rank) alone."""
@@ -64,7 +63,7 @@ class FaceSource:
         face = at_side(frames.face_B3HW, self.side)
         index_B = frames.index_B
         return FaceBatch(
-            self.augment(face, step, rank), face, self._weights(index_B), self._shape_NL[index_B], frames.keys
+            self.augment(face, step, rank), face, self._weights(index_B), self.shape_NL[index_B], frames.keys
         )
 
     def augment(self, face_B3HH: Tensor, step: int, rank: int) -> Tensor:
@@ -77,7 +76,7 @@ class FaceSource:
         """About `count` faces, unchanged, drawn as the training draws them, and what their landmarks say."""
         steps = range(-(-count // self.sampler.batch_size))
         chosen = np.concatenate([self.sampler.indices(step) for step in steps])
-        return self.faces(chosen), self._shape_NL[chosen]
+        return self.faces(chosen), self.shape_NL[chosen]
 
     def faces(self, indices: np.ndarray) -> Tensor:
         """Faces of chosen frames, unchanged."""
@@ -85,13 +84,6 @@ class FaceSource:
 
     def _weights(self, index_B: Tensor) -> Tensor:
         return feature_weights(self._landmarks_N68x2[index_B], self.side, self.learning.feature_weight)
-
-
-def at_side(face_B3HH: Tensor, side: int) -> Tensor:
-    """Faces at another size, averaging where they get smaller."""
-    if face_B3HH.shape[-1] == side:
-        return face_B3HH
-    return F.interpolate(face_B3HH, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def in_face_crop(store: FrameStore, points_NP2: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
@@ -104,11 +96,6 @@ def in_face_crop(store: FrameStore, points_NP2: Sequence[Sequence[tuple[float, f
 
 def build_mapping(recipe: Recipe) -> MappingMLP:
     """The mapping MLP of a recipe."""
-    if recipe.mapping.reads == "landmarks" and not recipe.ynet.landmarks:
-        raise ConfigError(
-            "mapping.reads is landmarks, but ynet.landmarks is 0",
-            f"Set ynet.landmarks={SHAPE_DIM} or mapping.reads=code.",
-        )
     return MappingMLP(recipe.mapping, recipe.ynet.code_dim, recipe.avatar.code_dim, recipe.ynet.landmarks)
 
 
@@ -135,6 +122,10 @@ class YNetTask:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if recipe.ynet.landmarks not in (0, SHAPE_DIM):
+            raise ConfigError(
+                f"ynet.landmarks is {recipe.ynet.landmarks}", f"Set it to {SHAPE_DIM}, a shape's numbers, or to 0."
+            )
         self.recipe, self.rank, self.world, self.avatar = recipe, rank, world, avatar
         self.loss, self.training = recipe.ynet_loss, recipe.ynet_training
         self.stores: dict[Subject, FrameStore] = {"avatar": avatar_store, "actor": actor_store}
@@ -142,6 +133,7 @@ class YNetTask:
             subject: FaceSource(recipe, store, self.training.batch_size, 2 * self.training.seed + i)
             for i, (subject, store) in enumerate(self.stores.items())
         }
+        self._whitening_LL = torch.from_numpy(whitening([source.shape_NL.numpy() for source in self.sources.values()]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
             mapping = None
@@ -200,11 +192,13 @@ class YNetTask:
             totals.append(own.pop("total"))
             if subject == "avatar" and self.module.mapping is not None:
                 assert self.avatar is not None
+                self.avatar.to(faces.face_B3HH.device)  # frozen, so the engine does not move it with the module
                 theta_BD = theta_of(self.avatar, faces.face_B3HH)
                 own["mapping"] = eq8(self.module.mapping(gamma_BG), theta_BD)["total"]
                 totals.append(self.recipe.mapping.lambda_mapping * own["mapping"])
             if self.ynet.readout is not None:
-                own["landmarks"] = F.mse_loss(self.ynet.readout(gamma_BG), faces.shape_BL)
+                off_BL = self.ynet.readout(gamma_BG) - faces.shape_BL
+                own["landmarks"] = (off_BL @ self._whitening_LL.to(off_BL)).square().sum(1).mean()
                 totals.append(self.recipe.pair_learning.landmark_weight * own["landmarks"])
             terms |= {f"{subject}_{name}": value for name, value in own.items()}
         return {**terms, "total": torch.stack(totals).sum()}

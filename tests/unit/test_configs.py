@@ -51,6 +51,15 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         load_recipe("oficial")
 
 
+MISFITS = "avatar.face_size=256 ynet.face_size=256 avatar.image_size=1024 preprocess.focal=900 ynet.landmarks=0"
+
+
+@pytest.mark.parametrize("override", MISFITS.split())
+def test_sections_that_do_not_fit_together_are_named(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        load_recipe("tiny", [override])
+
+
 def test_a_recipe_is_frozen() -> None:
     recipe = load_recipe("tiny")
     with pytest.raises(ValueError, match="frozen"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.datasets import crops, pose
 from lavatar.datasets.tracking import LANDMARKS_68
 
@@ -74,3 +75,22 @@ def test_portrait_crop_grows_with_the_movement() -> None:
         assert inside.min() > 0
         assert inside.max() < 512
     assert crops.apply(tight, FRONTAL)[27, 1] > 200  # room for hair above
+
+
+def test_a_hull_masked_crop_is_black_outside_the_landmarks_and_untouched_inside() -> None:
+    picture = np.full((400, 400, 3), 200, np.uint8)
+    to_face = crops.face_transform(FRONTAL, 64)
+    plain = crops.face_crop(picture, to_face, PreprocessConfig(face_size=64), FRONTAL)
+    masked = crops.face_crop(picture, to_face, PreprocessConfig(face_size=64, face_mask="hull"), FRONTAL)
+    assert (plain == 200).all()
+    assert set(np.unique(masked)) == {0, 200}
+    inside = (masked == 200).all(2)
+    points = crops.apply(to_face, FRONTAL)
+    centre = points.mean(0)
+    for shrink, wanted in ((0.9, True), (1.15, False)):  # the chin, the cheeks: on either side of the outline
+        for x, y in centre + shrink * (points[[2, 5, 8, 11, 14]] - centre):
+            if 0 <= x < 64 and 0 <= y < 64:
+                assert inside[int(y), int(x)] == wanted
+    rows, columns = np.nonzero(inside)
+    assert rows.min() == pytest.approx(points[17:27, 1].min(), abs=1)  # it ends at the brows
+    assert columns.min() == pytest.approx(max(0, points[:, 0].min()), abs=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,6 @@ from lavatar.datasets.loader import (
     balance_weights,
     over_white,
 )
-from lavatar.datasets.prefetch import Prefetcher
 from lavatar.errors import ConfigError, ShardError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -144,19 +142,3 @@ def test_damaged_samples_are_counted_named_and_replaced(tmp_path: Path) -> None:
     strict = FrameStore(tmp_path, 16, max_bad=0.03)
     with pytest.raises(ShardError, match=r"shard-00001\.tar, sample 00000010.*2 of 36"):
         strict.batch([at])
-
-
-def test_prefetching_changes_nothing_and_hands_errors_over() -> None:
-    def slow(step: int) -> int:
-        time.sleep(0.001 * (step % 3))
-        if step == 12:
-            raise ValueError("step 12")
-        return step * step
-
-    ahead = Prefetcher(slow, depth=2)
-    assert [ahead.get(s) for s in range(6)] == [s * s for s in range(6)]
-    assert [ahead.get(s) for s in (3, 4, 9, 10, 11)] == [9, 16, 81, 100, 121]
-    with pytest.raises(ValueError, match="step 12"):
-        ahead.get(12)
-    assert ahead.get(13) == 169
-    ahead.close()

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from lavatar.cluster.bodies import avatar_plan
+from lavatar.cluster.plans import Worker
 from lavatar.configs.recipe import Recipe, load_recipe
+from lavatar.contracts import NullSink, StageKind, StageSpec
 from lavatar.datasets.loader import FrameStore
+from lavatar.errors import Interrupted
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.training.augmentation import generator_for, jitter, tint
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.emphasis import feature_weights
+from lavatar.training.engine import TorchEngine
+from lavatar.training.loop import train
 from lavatar.training.optimizer import build_optimizer
 from lavatar.training.tasks import TrainingTask
 from lavatar.training.warmstart import density_planes, relief
@@ -164,3 +170,42 @@ def test_pictures_show_truth_above_result(task: AvatarTask) -> None:
     picture = task.pictures(0)["truth_above_result"]
     assert picture.shape == (64, 128, 3)
     assert picture.dtype == "uint8"
+
+
+def test_the_perceptual_term_of_eq4_reaches_the_avatar(
+    store: FrameStore, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAVATAR_WEIGHTS", str(weights))
+    chosen = small("avatar_loss.lambda_vgg=0.1")
+    (phase,) = avatar_plan(_spec(chosen, store), NullSink()).phases  # with VGG from the weights' file
+    task = phase.build([], Worker())
+    terms = task.losses(task.batches(0), 0)
+    config = chosen.avatar_loss
+    parts = terms["l1"] + config.lambda_lr * terms["lr"] + config.lambda_mask * terms["mask"] + 0.1 * terms["vgg"]
+    assert float(terms["total"]) == pytest.approx(float(parts), rel=1e-5)
+    assert 0 < float(terms["vgg"]) < 2
+    gradient = torch.autograd.grad(terms["vgg"], task.avatar.generator.planes)[0]
+    assert bool(gradient.isfinite().all())
+    assert gradient.abs().max() > 0
+
+
+def _spec(recipe: Recipe, store: FrameStore) -> StageSpec:
+    """The avatar stage on the store's dataset."""
+    dump, folder = recipe.model_dump(mode="json"), store.folder
+    return StageSpec(StageKind.AVATAR, "avatar:ada", "k" * 64, folder, folder / "out", {"dataset": folder}, dump)
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(store: FrameStore, tmp_path: Path) -> None:
+    def run(folder: str, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+        config = small("avatar_training.steps=6", "avatar_training.checkpoint_every=2").avatar_training
+        own = AvatarTask(small(), store)
+        engine = TorchEngine(own.module, build_optimizer(own.param_groups(), own.module, config), config)
+        calls = iter(range(100))
+        train(own, config, engine, tmp_path / folder, stop=lambda: next(calls) + 1 == stop_after)
+        return dict(own.module.state_dict())
+
+    whole = run("whole")
+    with pytest.raises(Interrupted, match="stopped at step 3 of 6"):
+        run("parts", stop_after=3)
+    for name, value in run("parts").items():
+        assert torch.equal(value, whole[name]), name

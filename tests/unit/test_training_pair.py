@@ -20,9 +20,9 @@ from lavatar.training.avatar import AvatarTask
 from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import train
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import MappingTask, YNetTask, build_mapping, in_face_crop, theta_of
+from lavatar.training.pair import MappingTask, YNetTask, in_face_crop, theta_of
 from lavatar.training.release import read_frozen_avatar, write_avatar_release, write_pair_release
-from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape
+from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape, whitening
 
 SMALL = [
     "preprocess.portrait_size=64", "preprocess.face_size=32", "preprocess.synthetic_frames=40",
@@ -201,8 +201,21 @@ def test_the_shared_code_says_where_the_landmarks_are_and_the_mapping_reads_it(
     theta = theta_of(avatar, mapping.sources["avatar"].drawn(64)[0])
     mapped = mapping.module(mapping._codes("avatar"), "avatar")
     assert 0.7 < float(mapped.var(0).sum() / theta.var(0).sum()) < 1.3, "the driven code varies as much as θ does"
-    with pytest.raises(ConfigError, match="landmarks"):
-        build_mapping(recipe("mapping.reads=landmarks"))
+    with pytest.raises(ConfigError, match=f"Set it to {SHAPE_DIM}"):
+        YNetTask(recipe("ynet.landmarks=50"), *stores)
+
+
+def test_whitening_weighs_small_and_large_movements_alike() -> None:
+    rng = np.random.default_rng(0)
+    ways = np.linalg.qr(rng.normal(size=(SHAPE_DIM, 2)))[0].T  # an open jaw and, a tenth as far, a smile
+    shapes = [rng.normal(size=(400, 2)) * (20.0, 2.0) @ ways + offset for offset in (0.0, 30.0)]
+    matrix = whitening([shape.astype(np.float32) for shape in shapes])
+    missed = [np.square((ways[k] * size) @ matrix).sum() for k, size in enumerate((20.0, 2.0))]
+    assert missed[0] == pytest.approx(missed[1], rel=0.1)
+    about = np.concatenate([shape - shape.mean(0) for shape in shapes])
+    assert np.square(about @ matrix).sum(1).mean() == pytest.approx(1, rel=1e-3), "the mean shape misses everything"
+    noise = np.square(0.01 * rng.normal(size=(50, SHAPE_DIM)) @ matrix).sum(1).mean()
+    assert noise < 0.1, "the tracker's noise gains no weight"
 
 
 def test_the_shape_does_not_depend_on_where_and_how_large_a_face_is(stores: tuple[FrameStore, FrameStore]) -> None:
