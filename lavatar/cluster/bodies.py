@@ -52,8 +52,17 @@ def preprocess_body(spec: StageSpec, context: Context) -> StageResult:
         "dropped": len(manifest.dropped),
         "reprojection_px": manifest.reprojection_px,
     }
-    notes = (f"{len(manifest.dropped)} frames dropped",) if manifest.dropped else ()
+    notes = (_dropped(manifest.dropped),) if manifest.dropped else ()
     return StageResult({"manifest": spec.out_dir / "manifest.json"}, figures, notes)
+
+
+def _dropped(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many frames are not used, which, and why."""
+    from lavatar.datasets.tracks import ranges
+
+    reasons = dict.fromkeys(row["reason"] for row in rows)
+    parts = (f"{reason}: {ranges([row['frame'] for row in rows if row['reason'] == reason])}" for reason in reasons)
+    return f"{len(rows)} frames dropped ({'; '.join(parts)})"
 
 
 def avatar_body(spec: StageSpec, context: Context) -> StageResult:

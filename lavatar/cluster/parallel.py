@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import ray
 
 from lavatar.cluster.logs import redirected
+from lavatar.cluster.session import OPENMP
 from lavatar.cluster.unwrap import cause_of
 from lavatar.errors import Interrupted
 
@@ -69,7 +70,8 @@ def limit_threads(cpus: float) -> int:
 
     threads = max(1, int(cpus))
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that spins takes the CPU from the one it waits for
+    for name, value in OPENMP.items():
+        os.environ.setdefault(name, value)
     _keep_freed_memory()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)

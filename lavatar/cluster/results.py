@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lavatar.contracts import StageResult, StageSpec
-from lavatar.training.files import write_json
+from lavatar.training.files import file_digest, write_json
 
 NAME = "result.json"
 
@@ -21,7 +21,19 @@ def read_result(spec: StageSpec) -> StageResult | None:
         result = StageResult(artefacts, data["metrics"], tuple(data["notes"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return result if all(Path(path).exists() for path in artefacts.values()) else None
+    return result if all(whole(path) for path in artefacts.values()) else None
+
+
+def whole(path: Path) -> bool:
+    """Whether a stage's file or folder is still there, a released model with the weights that its config.json names."""
+    config = path / "config.json"
+    if not config.exists():
+        return path.exists()
+    try:
+        weights = json.loads(config.read_text()).get("weights", {})
+        return not weights or file_digest(path / weights["file"]) == weights["sha256"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 def write_result(spec: StageSpec, result: StageResult) -> StageResult:

@@ -72,6 +72,11 @@ def as_input(faces_BhW3: np.ndarray, size: int, device: torch.device) -> Tensor:
     return F.interpolate(faces, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
+def best_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_avatar(release: Path, device: str | torch.device = "cpu") -> Avatar:
     """The avatar in a release folder. Raises DataError for a damaged, foreign or newer folder."""
     config = _read_config(release, "avatar")

@@ -74,6 +74,8 @@ def make_preview(
         if spec.out_dir.exists():
             shutil.rmtree(spec.out_dir)
         os.replace(part, spec.out_dir)
+        for file in (METRICS, STILL, VIDEO):
+            run.metrics.log_file(spec.out_dir / file)
     except OSError as error:
         raise storage_error(spec.out_dir, error) from None
     finally:
@@ -102,8 +104,6 @@ def _run(run: Preview) -> dict[str, Any]:
     text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     (run.folder / METRICS).write_text(text)
     run.metrics.log_metrics(0, flat(figures))
-    for file in (METRICS, STILL, VIDEO):
-        run.metrics.log_file(run.folder / file)
     run.tell(f"{video.frames} frames of video, {time.monotonic() - began:.0f} s")
     return figures
 
