@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name: where it lives, and its line in --help (a test compares it with the command's own)."""
 
+_FAULT = "This is a fault of lavatar. Run it again with --debug to see where it happened."
 DEBUG_VARIABLE = "LAVATAR_DEBUG"
 
 
@@ -95,15 +96,15 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        return _answer(args, error.format_message(), "See --help.", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return _answer(args, "interrupted", "", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at exit
         return 1
     except Exception as error:
-        return _show_unexpected(error, debug)
+        return _show_unexpected(error, args, debug)
 
 
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:
@@ -122,21 +123,28 @@ def _show(error: LavatarError, args: list[str], debug: bool) -> int:
     click.secho(f"{word}{error.message}", err=True, fg="red" if word else "yellow")
     if error.hint:
         click.echo(f"  {error.hint}", err=True)
-    if "--json" in args and not getattr(error, "answered", False):
+    if getattr(error, "answered", False):
+        return error.exit_code
+    return _answer(args, error.message, error.hint, error.exit_code)
+
+
+def _answer(args: list[str], message: str, hint: str, code: int) -> int:
+    """With --json whoever reads standard output gets an object, however the command ended. Returns the exit code."""
+    if "--json" in args:
         from lavatar.platform.output import answer_json
 
-        answer_json({"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}})
-    return error.exit_code
+        answer_json({"error": {"message": message, "hint": hint, "exit_code": code}})
+    return code
 
 
-def _show_unexpected(error: Exception, debug: bool) -> int:
+def _show_unexpected(error: Exception, args: list[str], debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     text = (str(error).strip().splitlines() or [""])[0]
     click.secho(f"internal error: {type(error).__name__}: {text}", err=True, fg="red")
     if not debug:
-        click.echo("  This is a fault of lavatar. Run it again with --debug to see where it happened.", err=True)
-    return 1
+        click.echo(f"  {_FAULT}", err=True)
+    return _answer(args, f"{type(error).__name__}: {text}", _FAULT, 1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, 
 from lavatar.errors import Interrupted, LavatarError, StageBusyError, StageFailedError
 from lavatar.platform import ledger
 from lavatar.platform.home import Home
-from lavatar.platform.leases import Owner
+from lavatar.platform.leases import Owner, taken_over
 from lavatar.platform.planning import SECTIONS, Plan, PlannedStage
 from lavatar.platform.progress import Display, duration
 from lavatar.platform.registry import Registry
@@ -201,7 +201,9 @@ class Execution:
         latest = active.latest
         if latest and time.monotonic() - active.stored > STORE_SECONDS:
             active.stored, active.latest = time.monotonic(), None
-            ledger.set_progress(self._registry, planned.key, self._owner, latest.done, latest.total, latest.unit)
+            where = (self._registry, planned.key, self._owner)
+            if not ledger.set_progress(*where, latest.done, latest.total, latest.unit):
+                raise taken_over(planned.name)
 
     def _settle(self, active: Active) -> bool:
         """The stage ended: write down how. True if it finished."""
@@ -232,7 +234,7 @@ class Execution:
             if planned.spec.kind is StageKind.PREVIEW:
                 self._tracker.log_result(self._job.mlflow_run_id, result.metrics, files)
         if not ledger.finish_stage(self._registry, self._home, planned.spec, self._owner, result):
-            self._check()
+            raise taken_over(planned.name)
         self._end_run(planned.key, active.run_id, State.FINISHED)
         ledger.set_cached(self._registry, self._job.id, planned.key, False, active.seconds)
         self._display.state(planned.name, f"finished in {duration(active.seconds)}")

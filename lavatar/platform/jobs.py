@@ -14,7 +14,7 @@ from lavatar.contracts import StageKind
 from lavatar.errors import Interrupted, JobError, LavatarError
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
-from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat
+from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
 from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
 from lavatar.platform.planning import Plan, PlannedStage, release_dir, require_weights, space_needed
 from lavatar.platform.registry import Registry
@@ -192,10 +192,7 @@ class _Heartbeat:
 
     def check(self) -> None:
         if self._lost.is_set():
-            raise JobError(
-                "another process has taken this job over: this one gave no sign of life for too long",
-                "Look at it with: lavatar jobs list",
-            )
+            raise taken_over("this job")
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from lavatar.errors import StageBusyError
+from lavatar.errors import JobError, StageBusyError
 from lavatar.platform.registry import now
 from lavatar.platform.states import State, move
 from lavatar.platform.tables import Job, Leased, Stage
@@ -131,6 +131,14 @@ def busy(row: Stage | Job) -> StageBusyError:
         f"{row!r} is being run by {by}",
         f"Wait for it (lavatar jobs show {job}), or end it (kill {row.owner_pid}) and submit again: "
         "what is done is kept.",
+    )
+
+
+def taken_over(what: str) -> JobError:
+    """The error of an owner that finds another one in its place."""
+    return JobError(
+        f"another process has taken {what} over: this one gave no sign of life for too long",
+        "Look at it with: lavatar jobs list",
     )
 
 

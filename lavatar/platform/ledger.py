@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from lavatar.cluster.results import whole
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import LavatarError, UnknownJobError
 from lavatar.platform import leases
@@ -137,11 +138,12 @@ def _manifest_summary(spec: StageSpec) -> dict[str, Any]:
     return plain({**summary, "dropped": len(manifest.get("dropped") or ())})
 
 
-def set_progress(registry: Registry, key: str, owner: Owner, done: int | None, total: int | None, unit: str) -> None:
-    """How far a running stage is, for whoever looks from outside."""
+def set_progress(registry: Registry, key: str, owner: Owner, done: int | None, total: int | None, unit: str) -> bool:
+    """How far a running stage is, for whoever looks from outside. False if it was taken over meanwhile."""
     with registry.write() as session:
         statement = update(Stage).where(Stage.key == key, Stage.owner == owner.id)
-        session.execute(statement.values(done=done, total=total, unit=unit))
+        changed: int = session.execute(statement.values(done=done, total=total, unit=unit)).rowcount  # type: ignore[attr-defined]
+    return changed > 0
 
 
 def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: bool) -> None:
@@ -184,7 +186,7 @@ def _files_present(session: Session, home: Home, stage: Stage) -> bool:
     if marker and not (home.absolute(stage.out_dir) / marker).exists():
         return False
     rows = session.scalars(select(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
-    return all(home.absolute(row.path).exists() for row in rows if row.path)
+    return all(whole(home.absolute(row.path)) for row in rows if row.path)
 
 
 def release_dead(registry: Registry) -> list[Stage | Job]:

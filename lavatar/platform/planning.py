@@ -251,7 +251,7 @@ def space_needed(stages: list[PlannedStage], people: Mapping[str, Person]) -> in
         recipe = Recipe.model_validate(stage.spec.recipe)
         if stage.spec.kind is StageKind.PREPROCESS:
             person = people.get(stage.name)
-            frames = (person.frames if person else None) or recipe.preprocess.synthetic_frames
+            frames = person.frames if person and person.frames is not None else recipe.preprocess.synthetic_frames
             if recipe.preprocess.max_frames:
                 frames = min(frames, recipe.preprocess.max_frames)
             total += int(frames * recipe.preprocess.portrait_size**2 * 0.5)

@@ -8,6 +8,7 @@ logged already are skipped, so a curve that is taken up again has each step once
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_log = logging.getLogger(__name__)
 FLUSH_SECONDS = 3.0
 CLOSE_SECONDS = 30.0
 _BATCH = 900  # MLflow takes at most 1000 metrics a call
@@ -101,9 +103,13 @@ class MlflowSink:
         for _ in range(3):
             with contextlib.suppress(Exception):
                 self._send()
-            if not (self._metrics or self._pictures or self._files or self._params):
+            if not (left := self._unsent()):
                 return
             time.sleep(0.5)
+        _log.warning("MLflow did not take %d items after %d failures: they are not in its run", left, self.failures)
+
+    def _unsent(self) -> int:
+        return len(self._metrics) + len(self._pictures) + len(self._files) + len(self._params)
 
     def _send(self) -> None:
         """One round; what fails stays in line for the next."""
@@ -173,20 +179,27 @@ class MlflowSink:
 
     def _send_pictures(self, client: MlflowClient) -> None:
         while self._pictures:
-            with self._lock:
-                step, name, image = self._pictures.popleft()
-            if step <= self._last_picture.get(name, -1):
-                continue
-            client.log_image(self._run_id, image, key=name, step=step)
-            self._last_picture[name] = step
-            client.set_tag(self._run_id, _PICTURE_TAG, _write_steps(self._last_picture))
+            step, name, image = first = self._pictures[0]
+            if step > self._last_picture.get(name, -1):
+                client.log_image(self._run_id, image, key=name, step=step)
+                self._last_picture[name] = step
+                client.set_tag(self._run_id, _PICTURE_TAG, _write_steps(self._last_picture))
+            self._sent(self._pictures, first)
 
     def _send_files(self, client: MlflowClient) -> None:
         while self._files:
-            with self._lock:
-                path, folder = self._files.popleft()
+            path, folder = first = self._files[0]
             if path.exists():
                 client.log_artifact(self._run_id, str(path), folder or None)
+            else:
+                _log.warning("%s was gone before it could be logged to MLflow", path)
+            self._sent(self._files, first)
+
+    def _sent(self, line: deque[Any], item: Any) -> None:
+        """Out of the line, unless newer ones have pushed it out meanwhile."""
+        with self._lock:
+            if line and line[0] is item:
+                line.popleft()
 
 
 def _read_steps(text: str) -> dict[str, int]:

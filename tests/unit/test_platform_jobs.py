@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from lavatar.contracts import Event, StageResult
-from lavatar.errors import FaceError, Interrupted, StageBusyError, StageFailedError, StorageError
-from lavatar.platform import jobs, ledger
+from lavatar.cluster.results import read_result, write_result
+from lavatar.contracts import Event, StageKind, StageResult
+from lavatar.errors import FaceError, Interrupted, JobError, StageBusyError, StageFailedError, StorageError
+from lavatar.platform import execution, jobs, ledger
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
@@ -353,6 +355,55 @@ def test_a_job_that_was_taken_over_stops_itself(world: tuple[Home, Registry], mo
         run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
     job = ledger.get_job(registry, plan.job_id)
     assert (job.state, job.owner) == ("running", "somebody else")
+
+
+def test_a_damaged_model_is_trained_again(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+
+    def trained(handle: FakeHandle) -> StageResult:
+        result = finish(handle)
+        release = result.artefacts["release"]
+        (release / "model.safetensors").write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        (release / "config.json").write_text(json.dumps({"weights": {"file": "model.safetensors", "sha256": digest}}))
+        return write_result(handle.spec, result)
+
+    plan = make_plan(home)
+    run_job(office(home, registry, FakeRunner({"avatar": trained})), plan)
+    spec = plan.stage(StageKind.AVATAR).spec
+    assert read_result(spec) is not None
+    (spec.out_dir / "release" / "model.safetensors").write_bytes(b"wei")
+    assert read_result(spec) is None
+    again = FakeRunner({"avatar": trained})
+    run_job(office(home, registry, again), plan)
+    assert again.started == ["avatar:A"]
+    assert read_result(spec) is not None
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_stage_that_was_taken_over_ends_the_job(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """Another machine took the stage when its lease had run out; the job's own lease is still ours."""
+    home, registry = world
+    monkeypatch.setattr(execution, "STORE_SECONDS", 0.0)
+    plan = make_plan(home)
+
+    def robbed(handle: FakeHandle) -> StageResult:
+        with registry.write() as session:
+            avatar = ledger.Stage.kind == StageKind.AVATAR.value
+            session.execute(ledger.update(ledger.Stage).where(avatar).values(owner="somebody else"))
+        if goes_on:
+            handle.emit(Event(handle.spec.name, done=7, total=9, unit="steps"))
+            handle.until_cancelled()
+        return finish(handle)
+
+    with pytest.raises(JobError, match="another process has taken avatar:A over"):
+        run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
+    stage = ledger.get_stage(registry, plan.stage(StageKind.AVATAR).key)
+    assert stage is not None
+    assert (stage.state, stage.owner) == ("running", "somebody else")
+    assert ledger.get_job(registry, plan.job_id).state == "failed"
 
 
 def test_a_worker_that_was_told_to_stop_interrupts_the_job(world: tuple[Home, Registry]) -> None:

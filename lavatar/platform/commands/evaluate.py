@@ -29,15 +29,15 @@ def evaluate(avatar: str, actor: str | None, as_json: bool) -> None:
     found = find_avatar(registry, home, avatar) if actor is None else find_pair(registry, home, avatar, actor)
     with reserved():
         from lavatar.inference.evaluate import evaluate as measure
-        from lavatar.inference.loading import load_avatar, load_pair
+        from lavatar.inference.loading import best_device, load_avatar, load_pair
 
         display = open_display()
         try:
             metrics, notes = measure(
-                load_avatar(found.avatar),
+                load_avatar(found.avatar, device := best_device()),
                 found.avatar_data,
                 found.recipe,
-                load_pair(found.pair) if found.pair else None,
+                load_pair(found.pair, device) if found.pair else None,
                 found.actor_data,
                 events=DisplaySink(display),
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lavatar.errors import UsageError, VideoError
+from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, reserved
@@ -29,7 +29,7 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
     from lavatar.platform.registry import open_registry
 
     if not video.is_file():
-        raise VideoError(f"there is no file {video}", "Check the path.")
+        raise UsageError(f"there is no file {video}", "Check the path.")
     if out.suffix.lower() != ".mp4":
         raise UsageError(f"the output {out} is no .mp4", f"Write: -o {out.with_suffix('.mp4')}")
     if out.exists() and out.samefile(video):
@@ -39,17 +39,17 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
     found = find_pair(registry, home, avatar, actor)
     assert found.pair is not None
     with reserved():
-        from lavatar.inference.loading import load_avatar, load_pair
+        from lavatar.inference.loading import best_device, load_avatar, load_pair
         from lavatar.inference.reenact import reenact_video
 
         display = open_display()
         try:
             written = reenact_video(
-                load_avatar(found.avatar),
-                load_pair(found.pair),
+                load_avatar(found.avatar, device := best_device()),
+                load_pair(found.pair, device),
                 video,
                 out.absolute(),
-                found.recipe.preprocess,
+                found.recipe.preprocess.model_copy(update={"max_frames": 0}),  # however few the pair was trained on
                 found.recipe.evaluation,
                 events=DisplaySink(display),
             )

@@ -56,8 +56,9 @@ def person(subject: Subject) -> Person:
     from lavatar.platform.planning import Person
     from lavatar.platform.subjects import source_of
 
-    frames = (subject.video or {}).get("frames")
-    return Person(subject.name, subject.digest, source_of(subject), frames)
+    video = subject.video or {}
+    frames = video.get("frames") or round((video.get("duration") or 0) * (video.get("fps") or 0))  # WebM has no count
+    return Person(subject.name, subject.digest, source_of(subject), frames or None)
 
 
 def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_json: bool) -> None:
@@ -76,7 +77,7 @@ def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_j
     def open_runner() -> Any:
         from lavatar.cluster.stages import StageRunner
 
-        return StageRunner(home.root, backend=backend)
+        return StageRunner(home.root, backend=backend, dashboard=plan.recipe.resources.dashboard)
 
     office = Office(home, registry, display, open_runner, Owner.current())
     with reserved():

@@ -33,7 +33,7 @@ def ui(port: int) -> None:
     uri = home.tracking_uri
     if uri.startswith(("http://", "https://")):
         answer(f"MLflow: {uri}")
-        answer(f"Ray dashboard: {_dashboard(home) or 'no cluster is running (it runs while a job does)'}")
+        answer(f"Ray dashboard: {_dashboard(home)}")
         return
     from lavatar.platform.tracking import connect
 
@@ -50,7 +50,7 @@ def _serve(home: Home, uri: str, port: int) -> None:
     try:
         _wait(server, port)
         answer(f"MLflow: http://127.0.0.1:{port}")
-        answer(f"Ray dashboard: {_dashboard(home) or 'no cluster is running (it runs while a job does)'}")
+        answer(f"Ray dashboard: {_dashboard(home)}")
         note("Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             server.wait()
@@ -105,8 +105,11 @@ def _free_port(port: int) -> int:
     raise JobError(f"no port from {port} to {port + 49} is free", "Give another: lavatar ui --port N")
 
 
-def _dashboard(home: Home) -> str | None:
-    """Ray's dashboard, if a job's cluster runs now."""
-    from lavatar.cluster.session import dashboard_address
+def _dashboard(home: Home) -> str:
+    """Address of Ray's page, or why there is none now."""
+    from lavatar.cluster.session import running
 
-    return dashboard_address(home.root)
+    sessions = running(home.root)
+    if not sessions:
+        return "no cluster is running (it runs while a job does)"
+    return sessions[0] or "off; on a small machine it is served where a job has --set resources.dashboard=true"

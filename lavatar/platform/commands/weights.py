@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from lavatar.errors import LavatarError
+from lavatar.errors import LavatarError, UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import size_text
 from lavatar.platform.output import answer, answer_json, note, reserved, table
@@ -41,6 +41,10 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Download NAMES (default: all) from their official addresses and check them."""
     from lavatar.datasets.weights import WEIGHTS
     from lavatar.datasets.weights import fetch as fetch_one
+
+    unknown = [name for name in names if name not in WEIGHTS]
+    if unknown:
+        raise UsageError(f"there are no weights called {', '.join(unknown)}", f"The names are: {', '.join(WEIGHTS)}.")
 
     shown = {"tenth": -1}
 
