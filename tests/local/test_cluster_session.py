@@ -151,15 +151,15 @@ def test_a_long_home_gets_a_short_folder(tmp_path: Path) -> None:
         session.private_folder(tmp_path / (name * 80)).rmdir()
 
 
-def test_the_dashboard_is_that_of_a_living_session(tmp_path: Path) -> None:
-    assert session.dashboard_address(tmp_path) is None
+def test_living_sessions_are_found_with_their_dashboards(tmp_path: Path) -> None:
+    assert session.running(tmp_path) == []
     folder = session.private_folder(tmp_path)
     gone = subprocess.Popen(["true"])
     gone.wait()
     for pid, port in ((gone.pid, 1), (os.getpid(), 2)):
         record = {"pid": pid, "address": "x", "dashboard": f"http://127.0.0.1:{port}"}
         (folder / f"session-{pid}.json").write_text(json.dumps(record))
-    assert session.dashboard_address(tmp_path) == "http://127.0.0.1:2"
+    assert session.running(tmp_path) == ["http://127.0.0.1:2"]
     for file in folder.glob("session-*.json"):
         file.unlink()
     if folder != tmp_path / "ray":
