@@ -250,8 +250,9 @@ def _sigterm_kept() -> Iterator[None]:
 def _out_of_our_group() -> Iterator[None]:
     """Ray's processes get a process group of their own: a terminal that closes, or `timeout`, signals our whole group,
     and Ray would be gone before the stages have stored what they have. They still end when this process ends."""
-    from ray._private import services
+    from ray._private import services as ray_services
 
+    services: Any = ray_services
     before = services.ConsolePopen
     services.ConsolePopen = functools.partial(before, process_group=0)
     try:
