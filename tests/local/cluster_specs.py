@@ -9,6 +9,7 @@ from typing import Any
 
 from lavatar.cluster.stages import StageHandle, StageRunner
 from lavatar.configs.avatar import AvatarConfig, AvatarLossConfig
+from lavatar.configs.pair import YNetConfig
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.configs.recipe import Recipe
 from lavatar.configs.resources import ResourcesConfig, StageResources
@@ -25,6 +26,7 @@ def small_recipe(steps: int = 8, frames: int = 40, **training: Any) -> Recipe:
         avatar=AvatarConfig(
             image_size=32, ray_size=16, samples=4, triplane_size=16, triplane_channels=4, face_size=32, code_dim=16
         ),
+        ynet=YNetConfig(face_size=32),
         avatar_loss=AvatarLossConfig(lambda_vgg=0),
         avatar_training=TrainingConfig(steps=steps, **{**settings, **training}),
         resources=ResourcesConfig(preprocess=StageResources(cpus=1), avatar=StageResources(cpus=1)),

@@ -29,7 +29,7 @@ TOY = {
     "avatar.triplane_size": 16,
     "avatar.triplane_channels": 8,
     "avatar.encoder_widths": [8, 16, 16],
-    "avatar_training.steps": 80,
+    "avatar_training.steps": 500,
     "avatar_training.batch_size": 2,
     "avatar_training.checkpoint_every": 20,
     "avatar_training.picture_every": 100,
