@@ -208,7 +208,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else (error.strerror or str(error))
-        hint = "Free some space" if full else "Make the folder writable"
+        no_room = full or error.errno == errno.EFBIG  # a limit on the size of files
+        hint = "Free some space, or raise the limit on it," if no_room else "Make the folder writable"
         raise StorageError(f"{path} cannot be written: {reason}", f"{hint} and run the command again.") from error
 
 
