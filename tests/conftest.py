@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ WEIGHT_FILES = (
     "lpips_vgg16.safetensors",
     "lpips_alexnet.safetensors",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_lands_in_the_current_folder() -> Iterator[None]:
+    """lavatar writes into its home alone, whatever folder it is run in."""
+    before = set(os.listdir())
+    yield
+    assert set(os.listdir()) - before <= {"__pycache__"}
 
 
 @pytest.fixture(scope="session")

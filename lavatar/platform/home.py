@@ -17,6 +17,7 @@ HOME_VARIABLE = "LAVATAR_HOME"
 REGISTRY_VARIABLE = "LAVATAR_REGISTRY"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artefacts in the current folder
 _FOLDERS = ("shards", "checkpoints", "outputs", "ray", "logs", "mlartifacts")
 _FOLDER_OF_KIND = {
     StageKind.PREPROCESS: "shards",
@@ -49,9 +50,12 @@ class Home:
         return os.environ.get(TRACKING_VARIABLE, "").strip() or f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
-    def own_tracking(self) -> bool:
-        """Whether MLflow's database is the home's, so that its artefacts belong in the home as well."""
-        return not os.environ.get(TRACKING_VARIABLE, "").strip()
+    def keeps_artifacts(self) -> bool:
+        """Whether MLflow is a database without a server: its artefacts are then the home's to keep.
+
+        Told from the address, not from the environment: `mlflow.set_tracking_uri` writes the variable too.
+        """
+        return self.tracking_uri.partition("://")[0].partition("+")[0] in _DATABASES
 
     @property
     def mlartifacts(self) -> Path:

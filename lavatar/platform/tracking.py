@@ -128,7 +128,7 @@ class Tracker:
         """Its id. Two drivers may make it at once, and a deleted one is brought back."""
         from mlflow.exceptions import MlflowException
 
-        location = (self._home.mlartifacts).as_uri() if self._home.own_tracking else None
+        location = self._home.mlartifacts.as_uri() if self._home.keeps_artifacts else None
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:

@@ -392,3 +392,18 @@ def test_threads_share_one_sink(tracker: Tracker) -> None:
         thread.join()
     sink.close()
     assert [len(curve(tracker, run, n)) for n in ("ynet/total", "mapping/total")] == [200, 200]
+
+
+@pytest.mark.parametrize(("variable", "kept"), [(None, True), ("home", True), ("http://127.0.0.1:1", False)])
+def test_artifacts_lie_in_the_home_unless_a_server_keeps_them(
+    mlhome: Home, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, variable: str | None, kept: bool
+) -> None:
+    """Also when MLFLOW_TRACKING_URI names the home's own database, as `mlflow.set_tracking_uri` leaves it behind."""
+    if variable is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri if variable == "home" else variable)
+    assert mlhome.keeps_artifacts is kept
+    if kept:
+        run = tracker.open_job(experiment_name("A", f"artifacts {variable}"), "j", None, {})
+        assert tracker.client.get_run(run).info.artifact_uri.startswith(mlhome.mlartifacts.as_uri())
