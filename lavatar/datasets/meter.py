@@ -16,6 +16,7 @@ from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import EXPRESSIONS, FrameMeta
 from lavatar.datasets.shards import Manifest
 from lavatar.datasets.tracking import enlarge, open_tracker
+from lavatar.errors import WeightsError
 
 SMALLEST = 512
 """Portraits are enlarged to this side: the landmark network crops its input from the picture it is given."""
@@ -23,6 +24,8 @@ SMALLEST = 512
 
 class ExpressionMeter(Protocol):
     """Measures expression on portraits."""
+
+    note: str  # why nothing is measured and which command mends it; empty where the meter measures
 
     def measure(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> dict[str, np.ndarray]:
         """uint8 RGB before white → one float array B for each of EXPRESSIONS; nan where no face is found.
@@ -33,18 +36,26 @@ class ExpressionMeter(Protocol):
 
 
 def meter_for(manifest: Manifest, config: PreprocessConfig) -> ExpressionMeter:
-    """The meter of a subject: MediaPipe for real people, one calibrated on its own renders for a synthetic one."""
+    """The meter of a subject: MediaPipe for real people, one calibrated on its own renders for a synthetic one.
+
+    Without MediaPipe's file there is no refusal: the measures are nan, and the meter's note says why.
+    """
     if manifest.kind == "synthetic":
         from lavatar.datasets.synthetic_head import Identity
         from lavatar.datasets.synthetic_meter import SyntheticMeter
 
         meter: ExpressionMeter = SyntheticMeter(Identity.from_seed(int(manifest.source["seed"])))
         return meter
-    return MediapipeMeter()
+    try:
+        return MediapipeMeter()
+    except WeightsError as error:
+        return NoMeter(f"expression of real people is null: {error.message}. {error.hint}")
 
 
 class MediapipeMeter:
     """MediaPipe's expression coefficients, each picture by itself. WeightsError where its file is missing."""
+
+    note = ""
 
     def __init__(self) -> None:
         self._tracker = open_tracker("mediapipe", mode="image")
@@ -71,3 +82,13 @@ class MediapipeMeter:
 
     def close(self) -> None:
         self._tracker.close()
+
+
+class NoMeter:
+    """Stands where a meter's weights are missing: every measure of every picture is nan."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+    def measure(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> dict[str, np.ndarray]:
+        return {name: np.full(len(images_BHW3), np.nan) for name in EXPRESSIONS}

@@ -97,6 +97,8 @@ def _squared(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
 class SyntheticMeter:
     """ExpressionMeter of one synthetic identity; calibrated at the first use, once a process."""
 
+    note = ""
+
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
 

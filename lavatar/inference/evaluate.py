@@ -112,7 +112,7 @@ def evaluate_self(
         store.close()
     metrics = {name: candidate.summary(truth_series) for name, candidate in candidates.items()}
     result = candidates["self"].expression.series()
-    return Evaluation(metrics, truth_series.series(), result, _lost_note("self", metrics["self"]))
+    return Evaluation(metrics, truth_series.series(), result, _notes("self", metrics["self"], meter))
 
 
 class _Baselines:
@@ -151,11 +151,13 @@ class _Baselines:
         return {n: v for n, v in self.meter.measure(np.stack(images), metas).items() if n in EXPRESSIONS}
 
 
-def _lost_note(what: str, figures: dict[str, Any]) -> tuple[str, ...]:
-    if not figures["no_face"]:
-        return ()
-    lost = f"{what}: no face was found in {figures['no_face']} of {figures['frames']} results"
-    return (f"{lost}; they do not count in r and amplitude",)
+def _notes(what: str, figures: dict[str, Any], *meters: ExpressionMeter) -> tuple[str, ...]:
+    """Sentences for the user: measures that are missing, and results in which no face was found."""
+    notes = [meter.note for meter in meters if meter.note]
+    if figures["no_face"]:
+        lost = f"{what}: no face was found in {figures['no_face']} of {figures['frames']} results"
+        notes.append(f"{lost}; they do not count in r and amplitude")
+    return tuple(dict.fromkeys(notes))
 
 
 class CrossEvaluation:
@@ -208,7 +210,8 @@ class CrossEvaluation:
         }
         if self.truth is not None:
             figures["truth"] = self.against_truth.summary(self.truth_series)
-        return Evaluation({"cross": figures}, self.driver.series(), self.result.series(), _lost_note("cross", figures))
+        notes = _notes("cross", figures, self.avatar_meter, self.actor_meter)
+        return Evaluation({"cross": figures}, self.driver.series(), self.result.series(), notes)
 
 
 def evaluate_cross(
@@ -259,4 +262,4 @@ def evaluate(
             avatar, pair, avatar_dataset, actor_dataset, recipe, lpips=lpips, events=events, stage=stage
         )
         metrics, notes = {**metrics, **cross.metrics}, notes + cross.notes
-    return in_order(metrics), notes
+    return in_order(metrics), tuple(dict.fromkeys(notes))

@@ -98,7 +98,7 @@ def _run(run: Preview) -> dict[str, Any]:
     )
     _write_picture(run, SELF_STILL, _self_still(run, avatar))
     cross, video = _cross(run, avatar, pair)
-    run.notes += [*own.notes, *cross.notes]
+    run.notes += dict.fromkeys((*own.notes, *cross.notes))
     _write_picture(run, CURVES, _strips(own, cross))
     figures = in_order({**own.metrics, **cross.metrics})
     text = json.dumps(figures, indent=1, allow_nan=False) + "\n"

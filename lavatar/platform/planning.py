@@ -154,10 +154,9 @@ class _Builder:
     ) -> PlannedStage:
         # Names are drawn into the pictures; metrics of weights that were missing are measured once they are there.
         keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key, "pair": pair.key}
-        optional = ("lpips_alexnet",)
-        required = ("face_landmarker",) if not (avatar.synthetic and actor.synthetic) else ()
+        optional = ("lpips_alexnet", *(() if avatar.synthetic and actor.synthetic else ("face_landmarker",)))
         present = tuple(name for name in optional if weights_present(name))
-        key = self._key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, (*required, *present))
+        key = self._key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, present)
         inputs = {
             "avatar_dataset": data_a.spec.out_dir,
             "actor_dataset": data_b.spec.out_dir,
@@ -167,7 +166,7 @@ class _Builder:
         sources = {"avatar": avatar.source, "actor": actor.source}
         name = f"preview:{avatar.name}<-{actor.name}"
         needs = (data_a, data_b, head, pair)
-        return self._stage(StageKind.PREVIEW, name, key, inputs, needs, sources, required, optional)
+        return self._stage(StageKind.PREVIEW, name, key, inputs, needs, sources, (), optional)
 
     def _key(self, kind: StageKind, inputs: Mapping[str, str], weights: tuple[str, ...]) -> str:
         from lavatar.datasets.weights import digests

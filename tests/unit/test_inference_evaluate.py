@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,43 @@ def test_preview_shows_actor_and_result(preview: Run, subjects: tuple[Path, Path
     assert np.abs(frames[0][:50, :64].astype(int) - actor[:50]).mean() < 6
     still = cv2.imread(str(result.artefacts["still"]))
     assert still.shape == (128, 4 * 64, 3)
+
+
+def without_weights(subjects: tuple[Path, Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The same frames as if they were of real people, on a machine without any pretrained file."""
+    monkeypatch.setenv("LAVATAR_WEIGHTS", str(folder / "none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    for place, subject in zip((folder / "a", folder / "b"), subjects, strict=True):
+        shutil.copytree(subject, place)
+        manifest = json.loads((place / "manifest.json").read_text())
+        (place / "manifest.json").write_text(json.dumps({**manifest, "kind": "video", "source": {}}))
+    return folder / "a", folder / "b"
+
+
+def test_expression_without_weights_is_null_and_told(
+    subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = without_weights(subjects, tmp_path, monkeypatch)
+    metrics, notes = evaluate(oracle(people[0]), people[0], RECIPE, oracle_pair(people[1]), people[1])
+    assert metrics["self"]["psnr"] > 35
+    for row in metrics.values():
+        assert row["expression"] == {name: {"r": None, "amplitude": None} for name in EXPRESSIONS}
+        assert row["no_face"] == 0
+    assert [note for note in notes if "lavatar weights fetch face_landmarker" in note] == list(notes[1:])
+    assert len(notes) == 2  # lpips, expression: each told once
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_preview_without_weights_shows_everything_else(
+    preview: Run, subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = without_weights(subjects, tmp_path, monkeypatch)
+    spec = preview[0]
+    inputs = {**spec.inputs, "avatar_dataset": people[0], "actor_dataset": people[1]}
+    result = make_preview(replace(spec, out_dir=tmp_path / "out", inputs=inputs))
+    assert all(path.is_file() for path in result.artefacts.values())
+    assert result.metrics["cross"]["expression"]["jaw"] == {"r": None, "amplitude": None}
+    assert sum("lavatar weights fetch face_landmarker" in note for note in result.notes) == 1
 
 
 def test_a_failed_preview_leaves_what_was_there(preview: Run, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lavatar.configs.recipe import Recipe
-from lavatar.contracts import StageKind
+from lavatar.contracts import StageKind, VideoSource
 from lavatar.errors import UsageError, WeightsError
 from lavatar.platform import planning
 from lavatar.platform.home import Home
-from lavatar.platform.planning import CADENCE, KEYLESS_SECTIONS, SECTIONS, Plan
+from lavatar.platform.planning import CADENCE, KEYLESS_SECTIONS, SECTIONS, Person, Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
 from platform_fakes import make_plan, person, plain_digest, tiny
@@ -105,6 +105,17 @@ def test_weights_are_asked_for_before_anything_starts(tmp_path: Path, monkeypatc
         planning.require_weights(list(plan.stages))
     assert "lavatar weights fetch lpips_vgg16" in caught.value.hint
     planning.require_weights(list(make_plan(HOME).stages))
+
+
+def test_the_evaluation_of_real_people_does_not_refuse_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "weights_present", lambda name: False)
+    people = [Person(name, name, VideoSource(name, path=Path(f"{name}.mp4"))) for name in ("A", "B")]
+    preview = planning.plan(HOME.root, HOME.out_dir, people[0], people[1], tiny()).stage(StageKind.PREVIEW)
+    planning.require_weights([preview])
+    assert preview.optional_weights == ("lpips_alexnet", "face_landmarker")
+    monkeypatch.setattr(planning, "weights_present", lambda name: True)
+    again = planning.plan(HOME.root, HOME.out_dir, people[0], people[1], tiny()).stage(StageKind.PREVIEW)
+    assert again.key != preview.key  # measured once they are there
 
 
 def test_metrics_that_lacked_weights_are_measured_once_these_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
