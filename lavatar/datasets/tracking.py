@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def open_tracker(name: str, mode: Literal["video", "image"] = "video", device: s
 
 def tracker_weights(name: str) -> tuple[str, ...]:
     """Names of the pretrained files that a tracker's result depends on."""
-    return ("face_landmarker",) if name == "mediapipe" else ()
+    return {"mediapipe": ("face_landmarker",), "face_alignment": ("fan_2d", "s3fd")}.get(name, ())
 
 
 class MediapipeTracker:
@@ -195,29 +196,48 @@ def expression_measures(raw: Mapping[str, float]) -> dict[str, float]:
 
 
 class FaceAlignmentTracker:
-    """face-alignment's 2D network: 68 points, and the five measures that points alone can give (no gaze)."""
+    """face-alignment's 2D network: 68 points, and the five measures that points alone can give (no gaze).
+
+    WeightsError where one of its two files is missing.
+    """
 
     def __init__(self, device: str = "cpu", network: Any = None) -> None:
         self._network = network or self._load(device)
 
     @staticmethod
     def _load(device: str) -> Any:
+        """From the files of the weights table: left to itself the package downloads them unchecked into torch's cache.
+
+        Both are state dictionaries, read with weights_only=True. Not compiled: that keeps a cache outside of our
+        folders, and another compiler's result is not the same to the byte.
+        """
+        alignment, detector = weights.find("fan_2d"), weights.find("s3fd")
         import torch
 
-        # torchvision's CUDA wheel beside a CPU torch lacks two registered operators; see the README's notes.
+        # torchvision's CUDA wheel lacks two registered operators beside a CPU torch, and then cannot be imported.
         schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         for name in ("nms", "qnms"):
             with contextlib.suppress(RuntimeError):  # already there
                 torch.library.define(f"torchvision::{name}", schema)
-        import face_alignment
+        from face_alignment import FaceAlignment, LandmarksType
+        from face_alignment.models import FAN
+
+        class FromFiles(FaceAlignment):  # a path can be given for the detector alone
+            def _load_native(self, network_name: str, network_size: int, device: str, dtype: Any) -> Any:
+                network = FAN(network_size)
+                network.load_state_dict(torch.load(alignment, map_location=device, weights_only=True))
+                return network.to(device, dtype=dtype).eval()
 
         try:
-            return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device)
-        except OSError as error:  # its weights are downloaded at first use
-            raise WeightsError(
-                f"face-alignment could not download its weights ({error})",
-                "Connect to the network once, or set preprocess.tracker=mediapipe.",
-            ) from error
+            return FromFiles(
+                LandmarksType.TWO_D,
+                device=device,
+                face_detector_kwargs={"path_to_detector": str(detector)},
+                compile=False,
+            )
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            message = f"{alignment} or {detector}: not a network of face-alignment's ({error})"
+            raise WeightsError(message, f"Delete them and run: {weights.FETCH} fan_2d s3fd") from error
 
     def track(self, rgb: np.ndarray, time: float) -> Track | None:
         answer = self._network.get_landmarks_from_image(rgb, return_bboxes=True, return_landmark_score=True)

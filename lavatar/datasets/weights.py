@@ -1,7 +1,8 @@
 """The pretrained files that lavatar uses: where each comes from, its SHA-256, its licence, and where it lies here.
 
 Looked up in LAVATAR_WEIGHTS, then in the user's cache; `fetch` downloads into the first of the two that is set. Nothing
-is ever unpickled that could run code: PyTorch files are read with `weights_only=True` and rewritten as safetensors.
+is ever unpickled that could run code: PyTorch files are read with `weights_only=True`, and torchvision's are rewritten
+as safetensors.
 """
 
 from __future__ import annotations
@@ -62,11 +63,28 @@ WEIGHTS: dict[str, Weight] = {
         ),
         Weight(
             "selfie_segmenter",
-            "selfie_segm_128_128_3.tflite",
-            "https://storage.googleapis.com/mediapipe-assets/selfie_segm_128_128_3.tflite?generation=1661875919964123",
-            "bb154f248543c0738e32f1c74375245651351a84746dc21f10bdfaabd8fae4ca",
+            "selfie_segmentation.tflite",
+            "https://storage.googleapis.com/mediapipe-assets/selfie_segmentation.tflite?generation=1683332563830600",
+            "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
             "Apache-2.0",
+            249_505,
+        ),
+        # The author's names carry the first ten digits; the whole digests are those that several public projects pin.
+        Weight(
+            "fan_2d",
+            "2DFAN4-11f355bf06.pth.tar",
+            "https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
+            "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa",
+            "BSD-3-Clause (face-alignment; the file itself states none)",
             0,
+        ),
+        Weight(
+            "s3fd",
+            "s3fd-619a316812.pth",
+            "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
+            "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543",
+            "BSD-3-Clause (face-alignment; the file itself states none)",
+            89_843_225,
         ),
         Weight(
             "lpips_vgg16",
@@ -129,7 +147,7 @@ def digests(names: list[str] | tuple[str, ...]) -> dict[str, str]:
 
 
 def status() -> list[dict[str, Any]]:
-    """One row a file for `lavatar weights list`: state is present, missing or wrong."""
+    """One row a file for `lavatar weights list`: state is present, missing or wrong; bytes are None if not known."""
     rows = []
     for weight in WEIGHTS.values():
         path, state = "", "missing"
@@ -140,7 +158,7 @@ def status() -> list[dict[str, Any]]:
                 break
         rows.append(
             {"name": weight.name, "file": weight.file, "state": state, "path": path, "url": weight.url,
-             "licence": weight.licence, "bytes": weight.bytes, "sha256": weight.sha256}
+             "licence": weight.licence, "bytes": weight.bytes or None, "sha256": weight.sha256}
         )  # fmt: skip
     return rows
 

@@ -31,6 +31,27 @@ def test_rvm_finds_the_person_and_settles(videos: Path, weights: Path) -> None:
     assert np.allclose(again.alpha(frames[0]), alphas[0], atol=1e-4)
 
 
+def test_mediapipe_finds_the_person(videos: Path) -> None:
+    try:
+        segmenter = matting.open_matting("mediapipe")
+    except WeightsError as error:
+        pytest.skip(str(error))
+    frames = [cv2.resize(f, (192, 160), interpolation=cv2.INTER_AREA) for f in clip_of(videos / "newsreader.mp4", 2)]
+    for frame in frames:
+        alpha = segmenter.alpha(frame)
+        assert (alpha.shape, alpha.dtype) == ((160, 192), np.float32)
+        assert 0 <= alpha.min() <= alpha.max() <= 1
+        assert alpha[75:90, 90:105].min() > 0.98  # the face
+        assert alpha[:12, :35].max() < 0.05  # the wall
+        assert 0.3 < alpha.mean() < 0.7
+    before = segmenter.alpha(frames[0])
+    segmenter.reset()
+    assert np.array_equal(segmenter.alpha(frames[0]), before)
+    wide = np.zeros((160, 199, 3), np.uint8)  # a view into padded rows
+    wide[:, :-7] = frames[0]
+    assert np.array_equal(segmenter.alpha(wide[:, :-7]), before)
+
+
 def test_no_rim_of_the_background_is_left() -> None:
     """A red disc on blue with a soft edge: over white, no blue may show."""
     y, x = np.mgrid[:128, :128]

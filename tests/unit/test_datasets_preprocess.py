@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, NullSink, VideoSource
 from lavatar.datasets import pose, shards, tracks
 from lavatar.datasets.preprocess import dataset_digest, preprocess, serial, track_driver
+from lavatar.datasets.weights import WEIGHTS
 from lavatar.errors import FaceError, Interrupted, StorageError, VideoError, WeightsError
 from tests.unit.video_files import clip_of, write_video
 
@@ -127,6 +130,24 @@ def test_digest_depends_on_bytes_and_configuration_not_on_the_name(clip: Path, t
     other.write_bytes(clip.read_bytes() + b"\0")
     assert dataset_digest(VideoSource("b", path=other), SMALL) != digest
     assert len({dataset_digest(VideoSource("s", synthetic_seed=i), SMALL) for i in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "used"),
+    [
+        ({"tracker": "face_alignment"}, ("fan_2d", "s3fd", "rvm")),
+        ({"matting": "mediapipe"}, ("face_landmarker", "selfie_segmenter")),
+    ],
+)
+def test_digest_depends_on_the_weights_that_are_used(
+    clip: Path, setting: dict[str, str], used: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, config = VideoSource("a", path=clip), SMALL.model_copy(update=setting)
+    digest = dataset_digest(source, config)
+    for name, weight in dict(WEIGHTS).items():
+        with monkeypatch.context() as patch:
+            patch.setitem(WEIGHTS, name, replace(weight, sha256="0" * 64))
+            assert (dataset_digest(source, config) != digest) == (name in used), name
 
 
 def test_a_driver_clip_is_what_the_dataset_holds(clip: Path, tmp_path: Path) -> None:
@@ -242,6 +263,19 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a small file system can only be mounted by root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_limit_on_files_leaves_nothing(clip: Path, tmp_path: Path) -> None:
+    """As on a full disk, for every user: no file of this process may grow past 16 KiB, the kernel refuses to write."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, old[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large") as caught:
+            run(clip, tmp_path / "d")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert "space" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_full_leaves_nothing(clip: Path, tiny_disk: Path) -> None:

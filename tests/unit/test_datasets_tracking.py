@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from lavatar.contracts import EXPRESSIONS, FrameMeta
 from lavatar.datasets import tracking
+from lavatar.datasets import weights as weights_room
 from lavatar.datasets.meter import MediapipeMeter
 from lavatar.errors import ConfigError, WeightsError
 from tests.unit.video_files import clip_of
@@ -84,7 +88,7 @@ def test_geometric_measures_from_points_alone(tracked: list[tracking.Track]) -> 
 
 
 def test_face_alignment_tracker_takes_the_largest_face(tracked: list[tracking.Track]) -> None:
-    """The network is a stand-in: its weights are downloaded at first use, which a closed machine cannot do."""
+    """The network is a stand-in: its weights cannot be downloaded on a closed machine."""
     large = tracked[0].landmarks68
     small = large * 0.2
 
@@ -103,6 +107,116 @@ def test_face_alignment_tracker_takes_the_largest_face(tracked: list[tracking.Tr
     assert np.array_equal(track.landmarks68, large)
     assert (track.faces, round(track.score, 3), track.landmarks478) == (1, 0.8, None)
     assert tracking.FaceAlignmentTracker(network=Nothing()).track(picture, 0.0) is None
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """face-alignment's two networks as files of the official names, with random weights in place of the trained."""
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+    from face_alignment.models import FAN
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for name, network in (("fan_2d", FAN(4)), ("s3fd", s3fd())):
+        torch.save(network.state_dict(), folder / weights_room.WEIGHTS[name].file)
+    return folder
+
+
+@pytest.fixture
+def known_stand_ins(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-ins in LAVATAR_WEIGHTS and in the table; no network, and a home in which nothing may appear."""
+    monkeypatch.setenv("LAVATAR_WEIGHTS", str(stand_ins))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("fan_2d", "s3fd"):
+        weight = weights_room.WEIGHTS[name]
+        digest = weights_room.file_sha256(stand_ins / weight.file)
+        monkeypatch.setitem(weights_room.WEIGHTS, name, replace(weight, sha256=digest))
+    return stand_ins
+
+
+def test_face_alignment_tracker_uses_the_files_of_the_table(
+    known_stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package and its networks are real; the weights are random, as the trained cannot be had here."""
+
+    def no_download(*_: object, **__: object) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_download)
+    tracker = tracking.open_tracker("face_alignment")
+    network = tracker._network  # type: ignore[attr-defined]
+    for name, loaded in (("fan_2d", network.face_alignment_net), ("s3fd", network.face_detector.face_detector)):
+        saved = torch.load(known_stand_ins / weights_room.WEIGHTS[name].file, weights_only=True)
+        assert all(torch.equal(saved[key], value) for key, value in loaded.state_dict().items())
+        assert not loaded.training
+    box = np.array([40.0, 40.0, 200.0, 220.0, 0.9])
+    monkeypatch.setattr(network.face_detector, "detect_from_image", lambda image: [box])  # random: finds nothing itself
+    picture = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    track = tracker.track(picture, 0.0)
+    assert track is not None
+    assert track.landmarks68.shape == (68, 2)
+    assert set(EXPRESSIONS) - track.expression.keys() == {"gaze"}
+    assert list(tmp_path.iterdir()) == []  # nothing was written to the home or to torch's cache
+
+
+def test_face_alignment_tracker_without_its_files_or_with_others(known_stand_ins: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "one"
+    missing.mkdir()
+    for name in ("fan_2d", "s3fd"):
+        assert name in tracking.tracker_weights("face_alignment")
+        weight = weights_room.WEIGHTS[name]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(weights_room.WEIGHTS, name, replace(weight, sha256="0" * 64))
+            with pytest.raises(WeightsError, match=f"{weight.file}: wrong SHA-256"):
+                tracking.open_tracker("face_alignment")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(weights_room.WEIGHTS, name, replace(weight, file="gone"))
+            with pytest.raises(WeightsError, match="weights gone are not in") as caught:
+                tracking.open_tracker("face_alignment")
+            assert f"lavatar weights fetch {name}" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["fan_2d", "s3fd"])
+def test_face_alignment_files_run_no_code(
+    known_stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (os.mkdir, (str(tmp_path / "never"),))
+
+    evil = tmp_path / "evil.pth"
+    torch.save({"conv1.weight": Evil()}, evil)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "lavatar").mkdir(parents=True)
+    (tmp_path / "cache" / "lavatar" / "weights").symlink_to(tmp_path)
+    change = {"file": "evil.pth", "sha256": weights_room.file_sha256(evil)}
+    monkeypatch.setitem(weights_room.WEIGHTS, name, replace(weights_room.WEIGHTS[name], **change))
+    with pytest.raises(WeightsError, match="not a network of face-alignment's"):
+        tracking.open_tracker("face_alignment")
+    assert not (tmp_path / "never").exists()
+
+
+def test_official_names_carry_the_start_of_the_digest() -> None:
+    """torch.hub's convention, by which the package itself would check them."""
+    from torch.hub import HASH_REGEX
+
+    for name in tracking.tracker_weights("face_alignment"):
+        weight = weights_room.WEIGHTS[name]
+        start = HASH_REGEX.search(weight.file)
+        assert start is not None
+        assert weight.sha256.startswith(start.group(1))
+        assert weight.url.endswith("/" + weight.file)
+        assert (len(weight.sha256), len(start.group(1))) == (64, 10)
+
+
+def test_official_addresses_are_the_packages() -> None:
+    from face_alignment import api
+    from face_alignment.detection.sfd import sfd_detector
+
+    assert weights_room.WEIGHTS["fan_2d"].url == api.models_urls["2DFAN-4"]
+    assert weights_room.WEIGHTS["s3fd"].url == sfd_detector.models_urls["s3fd"]
 
 
 def test_unknown_tracker_and_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,7 +395,13 @@ def test_weights_list_and_a_fetch_that_fails(lavatar: Any, tmp_path: Path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rows = json.loads(lavatar("weights", "list", "--json")[1])["weights"]
     assert {r["state"] for r in rows} == {"missing"}
-    assert "weights fetch" in lavatar("weights", "list")[2]
+    sizes = {r["name"]: r["bytes"] for r in rows}
+    assert sizes["selfie_segmenter"] == 249_505
+    assert sizes["fan_2d"] is None
+    code, table, err = lavatar("weights", "list")
+    assert "weights fetch" in err
+    assert "size unknown" in next(line for line in table.splitlines() if line.startswith("fan_2d"))
+    assert " 0 B" not in table
     code, _, err = lavatar("weights", "fetch", "no_such")
     assert code == 2
     assert "no weights called no_such" in err

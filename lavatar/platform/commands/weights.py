@@ -27,11 +27,15 @@ def list_(as_json: bool) -> None:
     if as_json:
         answer_json({"weights": rows})
         return
-    cells = [(r["name"], r["state"], size_text(r["bytes"]), r["licence"], r["path"] or r["url"]) for r in rows]
+    cells = [(r["name"], r["state"], _size(r["bytes"]), r["licence"], r["path"] or r["url"]) for r in rows]
     answer(table(cells, ("NAME", "STATE", "SIZE", "LICENCE", "WHERE")))
     missing = [r["name"] for r in rows if r["state"] != "present"]
     if missing:
         note(f"get what is missing with: lavatar weights fetch {' '.join(missing)}")
+
+
+def _size(count: int | None) -> str:
+    return size_text(count) if count else "size unknown"
 
 
 @weights.command()
@@ -50,7 +54,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
 
     def progress(name: str, done: int, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{name}: {size_text(done)} of {size_text(total)} ", end="", file=sys.stderr, flush=True)
+            print(f"\r{name}: {size_text(done)} of {_size(total)} ", end="", file=sys.stderr, flush=True)
         elif total and done * 10 // total != shown["tenth"]:
             shown["tenth"] = done * 10 // total
             note(f"{name}: {size_text(done)} of {size_text(total)}")
