@@ -152,14 +152,14 @@ def test_acting_is_varied_and_independent_and_the_end_shows_everything() -> None
         assert np.abs(np.diff(table, axis=0)).max() < 0.7
 
 
-def test_twenty_frames_a_second(capsys: pytest.CaptureFixture[str]) -> None:
-    """On an idle core it is over 20; shared cores get room here."""
+def test_twenty_frames_a_second() -> None:
+    """On one core at 256², whatever else the machine does: the CPU time of this process, all its threads together."""
     camera, took = default_camera(256), []
-    for expression, pose in performance(3, 10):
+    for number, (expression, pose) in enumerate(performance(3, 60)[::2]):
         start = time.process_time()
-        render(ANNA, expression, pose, camera)
+        render(Identity.from_seed(number % 5), expression, pose, camera)
         took.append(time.process_time() - start)
-    assert 1 / min(took) > 8, f"{1 / min(took):.1f} frames/s"
+    assert 1 / np.median(took) > 20, f"{1 / np.median(took):.1f} frames/s"
 
 
 def small_config(**changes: Any) -> PreprocessConfig:
