@@ -2,6 +2,9 @@
 
 `mlflow.pyfunc.load_model("models:/lavatar-avatar-A@champion")` then works wherever lavatar is installed; its predict
 takes face crops and gives portraits. One version a finished stage and name.
+
+The name of a pair's model does not say whose it is where names have hyphens (a-b driven by c, a driven by b-c). So the
+registered model carries its pair as tags, and another pair is refused under the same name.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from typing import Any
 import numpy as np
 
 from lavatar.contracts import StageKind
+from lavatar.errors import JobError
 from lavatar.platform.home import Home
 from lavatar.platform.tracking import Tracker, Warn
 
 CHAMPION = "champion"
+AVATAR_TAG, ACTOR_TAG = "lavatar.avatar", "lavatar.actor"
+MODELS = "lavatar/models"  # experiment of models whose stage has no run
 _SCRIPTS = {StageKind.AVATAR: "avatar_model.py", StageKind.PAIR: "pair_model.py"}
 
 
@@ -43,13 +49,37 @@ def avatar_model_name(avatar: str) -> str:
 
 
 def pair_model_name(avatar: str, actor: str) -> str:
-    return f"lavatar-pair-{avatar}-{actor}"
+    return PairName(avatar, actor)
+
+
+class PairName(str):
+    """The name of a pair's model, which remembers the pair."""
+
+    avatar: str
+    actor: str
+
+    def __new__(cls, avatar: str, actor: str) -> PairName:
+        name = super().__new__(cls, f"lavatar-pair-{avatar}-{actor}")
+        name.avatar, name.actor = avatar, actor
+        return name
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return self.avatar, self.actor
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {AVATAR_TAG: self.avatar, ACTOR_TAG: self.actor}
 
 
 def register(home: Home, tracker: Tracker, release: Release, run_id: str | None, warn: Warn) -> int | None:
     """A new version of `release.name`, made champion; logged into run `run_id` and ending it. None if MLflow failed."""
     try:
+        if isinstance(release.name, PairName):
+            _refuse_another_pair(tracker, release.name)
         return _register(home, tracker, release, run_id)
+    except JobError as error:
+        warn(f"{error.message}. {error.hint}")
+        return None
     except Exception as error:  # whatever MLflow raises: the models on disk are not touched by it
         text = (str(error).strip().splitlines() or [""])[0]
         warn(
@@ -90,17 +120,41 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
         with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what it registers; so do we
             info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
+    if isinstance(release.name, PairName):
+        for key, value in release.name.tags.items():
+            tracker.client.set_registered_model_tag(release.name, key, value)
     tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
     tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
     return version
+
+
+def _refuse_another_pair(tracker: Tracker, name: PairName) -> None:
+    """JobError where the registered model of this name is another pair's: its champion must not become this one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = tracker.client.get_registered_model(name).tags
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return
+        raise
+    theirs = {key: tags[key] for key in name.tags if key in tags}
+    if theirs and theirs != name.tags:
+        raise JobError(
+            f"{name} is already the model of avatar {theirs.get(AVATAR_TAG)!r} driven by {theirs.get(ACTOR_TAG)!r}; "
+            f"that of avatar {name.avatar!r} driven by {name.actor!r} is not registered in MLflow",
+            "It is complete on disk. To register it too, add a subject under a name without hyphens and submit again.",
+        )
 
 
 def _in_run(tracker: Tracker, run_id: str | None, log: Callable[[], Any]) -> Any:
     """Log into the stage's run, without leaving any run active in this process, and leave its status as it was."""
     import mlflow
 
+    if run_id is None:  # MLflow's own experiment keeps its files in the current folder
+        run_id = tracker.open_stage(MODELS, "model", None, None, {})
     if run_id is None:
-        return log()
+        raise JobError("MLflow gives no run to keep the model in", "Submit again to retry.")
     status = tracker.client.get_run(run_id).info.status
     with mlflow.start_run(run_id=run_id):
         info = log()
