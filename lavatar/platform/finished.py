@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
@@ -75,6 +79,29 @@ def _data(registry: Registry, home: Home, job: Job, subject: str) -> Path:
 
 
 def _recipe(job: Job) -> Recipe:
-    """The job's recipe as it was stored; keys that this lavatar no longer knows are left out."""
-    known = {name: value for name, value in job.recipe.items() if name in Recipe.model_fields}
-    return Recipe.model_validate(known)
+    """The job's recipe as it was stored; sections and keys that this lavatar no longer knows are left out.
+
+    JobError where what is left no longer means anything to it.
+    """
+    try:
+        return Recipe.model_validate(_known(job.recipe, Recipe))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise JobError(
+            f"job {job.id} was made by another lavatar: {where} of its recipe does not fit ({first['msg']})",
+            f"Make it again: lavatar submit --avatar {job.avatar} --actor {job.actor}",
+        ) from error
+
+
+def _known(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """What of `values` the section has keys for, and the same in the sections below it."""
+    kept: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if name not in values:
+            continue
+        value, below = values[name], field.annotation
+        if isinstance(value, Mapping) and isinstance(below, type) and issubclass(below, BaseModel):
+            value = _known(value, below)
+        kept[name] = value
+    return kept
