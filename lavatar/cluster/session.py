@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavatar.cluster.environment import contain, contained
 from lavatar.errors import JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
@@ -39,7 +40,6 @@ Read when torch is loaded, so every process of Ray starts with it."""
 
 ENVIRONMENT = {
     **OPENMP,
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning about the next version's default
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of 3 CPU seconds that has nothing to watch
@@ -78,7 +78,7 @@ def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashb
     if already_connected():
         return _joined()
     root = private_folder(home)
-    prepare_environment(_token(root))
+    prepare_environment(home, _token(root))
     import ray
 
     temp = root / "t"
@@ -123,19 +123,20 @@ def _init(temp: Path, options: dict[str, Any]) -> Any:
         )
 
 
-def attach(address: str) -> Session:
+def attach(home: Path, address: str) -> Session:
     """Connects to a running cluster; the token is the one Ray's own settings name."""
     if already_connected():
         return _joined()
     for name, value in ENVIRONMENT.items():
         if not name.startswith("RAY_AUTH"):
             os.environ.setdefault(name, value)
+    contain(home)
     import ray
 
     passed = {
         name: value
         for name, value in os.environ.items()
-        if name in OPENMP or name.startswith(("LAVATAR_", "MLFLOW_", "RAY_TRAIN_"))
+        if name in OPENMP or name in contained(home) or name.startswith(("LAVATAR_", "MLFLOW_", "RAY_TRAIN_"))
     }
     try:
         context: Any = ray.init(
@@ -205,8 +206,9 @@ def _token(root: Path) -> Path:
     return path
 
 
-def prepare_environment(token: Path) -> None:
+def prepare_environment(home: Path, token: Path) -> None:
     """What Ray and its processes read. Ray looks at it when it is imported, so it is told again if that was before."""
+    contain(home)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN" not in os.environ:

@@ -90,7 +90,9 @@ class StageRunner:
             from lavatar.cluster.mailbox import open_mailbox
 
             self._session = (
-                session.attach(self.address) if self.address else session.start(self.home, dashboard=self._dashboard)
+                session.attach(self.home, self.address)
+                if self.address
+                else session.start(self.home, dashboard=self._dashboard)
             )
             try:
                 self.dashboard = self._session.dashboard

@@ -76,6 +76,10 @@ def group(debug: bool) -> None:
 
     Everything lies in LAVATAR_HOME (default ~/.lavatar).
     """
+    from lavatar.cluster.environment import contain
+    from lavatar.platform.home import Home
+
+    contain(Home.from_environment().root)
 
 
 def main(args: Sequence[str] | None = None) -> None:

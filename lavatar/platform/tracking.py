@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavatar.cluster.environment import UNREPORTED
 from lavatar.errors import JobError
 from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
 from lavatar.platform.sink import MlflowSinkFactory
@@ -31,8 +32,8 @@ Warn = Callable[[str], None]
 
 def quiet() -> None:
     """No telemetry, no chatter, no minutes of retries against a server that is away. Before the import of mlflow."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for name, value in UNREPORTED.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

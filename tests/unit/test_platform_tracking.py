@@ -24,7 +24,7 @@ from lavatar.platform.modelregistry import Release, register
 from lavatar.platform.registry import open_registry
 from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
-from lavatar.platform.tracking import Tracker, connect, experiment_name
+from lavatar.platform.tracking import Tracker, connect, experiment_name, quiet
 
 sys.path.insert(0, str(Path(__file__).parent))
 from platform_fakes import METRICS, FakeHandle, FakeRunner, finish, fresh, make_plan, office, plain_digest
@@ -46,6 +46,7 @@ def _connect(root: Path, barrier: Any, results: Any) -> None:
 @pytest.fixture(scope="module")
 def mlhome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A home whose MLflow was first touched by two processes at the same moment."""
+    quiet()  # before the import: MLflow reads it then
     import mlflow  # noqa: F401  # once here, not in each process
 
     with pytest.MonkeyPatch.context() as patch:
