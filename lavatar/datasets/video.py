@@ -19,10 +19,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from lavatar.datasets.container import DAMAGED, END_TOLERANCE, duration, open_video, reason, require_whole, video_stream
 from lavatar.errors import VideoError
-
-_NOT_A_VIDEO = "Give a video file that ffmpeg can read (mp4, webm, mov, mkv, …)."
-_DAMAGED = "The file is truncated or damaged: copy or export it again."
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,15 @@ def file_digest(path: Path) -> str:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Open `path`, decode one frame, and say what it is. VideoError if it is no video."""
-    with _open(path) as container:
-        stream = _video_stream(container, path)
+    """Open `path`, decode one frame, and say what it is. VideoError if it is no video, or none of it decodes."""
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         try:
             frame = next(container.decode(stream), None)
         except av.FFmpegError as error:
-            raise VideoError(f"{path}: the first frame cannot be decoded ({error})", _DAMAGED) from error
+            raise VideoError(f"{path}: the first frame cannot be decoded ({reason(error)})", DAMAGED) from error
         if frame is None:
-            raise VideoError(f"{path}: there is no frame in it", _DAMAGED)
+            raise VideoError(f"{path}: there is no frame in it", DAMAGED)
         rotation = int(frame.rotation) % 360
         width, height = frame.width, frame.height
         if rotation in (90, 270):
@@ -91,7 +89,7 @@ def probe(path: Path) -> VideoInfo:
             height=height,
             fps=float(stream.average_rate or stream.guessed_rate or 0),
             frames=stream.frames or None,
-            duration=_duration(container, stream),
+            duration=duration(container, stream),
             rotation=rotation,
             has_audio=bool(container.streams.audio),
             codec=stream.codec_context.name,
@@ -101,12 +99,12 @@ def probe(path: Path) -> VideoInfo:
 def index_frames(path: Path, max_frames: int = 0) -> FrameIndex:
     """Decode all frames (or the first `max_frames`) and remember their time stamps.
 
-    Raises VideoError when decoding breaks off or less arrives than the file's header promises.
+    Raises VideoError when decoding breaks off or ends before the file's header says.
     """
     stamps: list[int] = []
     keys: list[int] = []
-    with _open(path) as container:
-        stream = _video_stream(container, path)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         time_base = Fraction(stream.time_base or Fraction(1, 1000))
         complete = True
         exact = True
@@ -119,7 +117,7 @@ def index_frames(path: Path, max_frames: int = 0) -> FrameIndex:
                 complete = False
                 break
         if complete:
-            _check_complete(path, container, stream, stamps, time_base)
+            _check_complete(path, stamps, time_base if exact else None)
     if not exact:  # no time stamps at all: count at the rate that the header names
         rate = stream.average_rate or Fraction(25)
         stamps, time_base = list(range(len(stamps))), Fraction(1) / Fraction(rate)
@@ -139,8 +137,8 @@ def read_frames(
         yield from _read_from_key(path, start, stop, index)
         return
     first_time: float | None = None
-    with _open(path) as container:
-        stream = _video_stream(container, path)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         rate = float(stream.average_rate or 25)
         for i, frame in enumerate(_decode(container, stream, path, 0)):
             if stop is not None and i >= stop:
@@ -160,8 +158,8 @@ def _read_from_key(
     if start >= stop:
         return
     key = max((k for k in index.keys if k <= start), default=0)
-    with _open(path) as container:
-        stream = _video_stream(container, path)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         container.seek(index.stamps[key], stream=stream, backward=True, any_frame=False)
         entered = False
         expected = start
@@ -187,8 +185,8 @@ def read_frames_from_start(
     path: Path, start: int, stop: int, index: FrameIndex
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Plain decoding and counting: slow, and the reference for the fast way."""
-    with _open(path) as container:
-        stream = _video_stream(container, path)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         for i, frame in enumerate(_decode(container, stream, path, 0)):
             if i >= stop:
                 return
@@ -203,29 +201,6 @@ def to_rgb(frame: VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(rgb, turns) if turns else rgb)
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: there is no such file", "Check the path.")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty", _NOT_A_VIDEO)
-    try:
-        return av.open(str(path))
-    except (av.FFmpegError, UnicodeError, ValueError) as error:
-        raise VideoError(f"{path}: cannot be read as a video ({error})", f"{_NOT_A_VIDEO} {_DAMAGED}") from error
-
-
-def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
-    if not container.streams.video:
-        raise VideoError(f"{path}: there is no video track in it", _NOT_A_VIDEO)
-    stream = container.streams.video[0]
-    # A text file is taken for a "video" of rendered characters by ffmpeg's tty demuxer; nobody means that.
-    if stream.codec_context is None or stream.codec_context.name in {"ansi", "bintext", "xbin", "idf"}:
-        raise VideoError(f"{path}: it is text, not a video", _NOT_A_VIDEO)
-    stream.thread_type = "AUTO"
-    return stream
-
-
 def _decode(
     container: av.container.InputContainer, stream: VideoStream, path: Path, first: int
 ) -> Iterator[VideoFrame]:
@@ -236,25 +211,14 @@ def _decode(
             count += 1
             yield frame
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: decoding stopped after frame {count} ({error})", _DAMAGED) from error
+        raise VideoError(f"{path}: decoding stopped after frame {count} ({reason(error)})", DAMAGED) from error
 
 
-def _duration(container: av.container.InputContainer, stream: VideoStream) -> float | None:
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
-
-
-def _check_complete(
-    path: Path, container: av.container.InputContainer, stream: VideoStream, stamps: list[int], base: Fraction
-) -> None:
-    """A header that promises clearly more than was decoded means that the end is missing."""
+def _check_complete(path: Path, stamps: list[int], base: Fraction | None) -> None:
+    """All of the file is there, and the decoder made pictures of it to the end (told where there are time stamps)."""
     if not stamps:
-        raise VideoError(f"{path}: no frame could be decoded", _DAMAGED)
-    promised = stream.frames
-    if promised and len(stamps) < promised - max(3, promised // 50):
-        raise VideoError(f"{path}: {len(stamps)} of {promised} frames could be decoded", _DAMAGED)
-    duration = _duration(container, stream)
-    shown = float((stamps[-1] - stamps[0]) * base)
-    if not promised and duration and shown < duration * 0.95 - 1.0:
-        raise VideoError(f"{path}: it ends after {shown:.1f} of {duration:.1f} s", _DAMAGED)
+        raise VideoError(f"{path}: no frame could be decoded", DAMAGED)
+    last = require_whole(path)
+    if base is not None and stamps[-1] * base < last - END_TOLERANCE:
+        shown = float(stamps[-1] * base)
+        raise VideoError(f"{path}: only the first {shown:.1f} of {last:.1f} s could be decoded", DAMAGED)

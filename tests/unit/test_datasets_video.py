@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lavatar.datasets import video
+from lavatar.datasets.container import NOT_A_VIDEO, require_whole
 from lavatar.errors import VideoError
 from tests.unit.video_files import counted_frames, number_of, write_video
 
@@ -75,41 +77,136 @@ def test_probe_says_what_it_is(tmp_path: Path) -> None:
 def test_a_file_that_is_no_video_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.mp4"
     path.write_bytes(content)
-    with pytest.raises(VideoError, match=r"notes\.mp4") as caught:
+    with pytest.raises(VideoError, match=r"notes\.mp4: (the file is empty|it is not a video|it is text)") as caught:
         video.probe(path)
-    assert caught.value.hint
+    assert "Errno" not in caught.value.message
+    assert caught.value.hint == NOT_A_VIDEO
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no such file"):
         video.probe(tmp_path / "gone.mp4")
+    with pytest.raises(VideoError, match="it is a folder"):
+        video.probe(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "fast.mp4", "a.webm"])
-def test_a_truncated_file_is_an_error(tmp_path: Path, name: str) -> None:
-    """Cut in the middle: header at the end (lost), header at the front (frames missing), no frame count (webm)."""
-    codec = "libvpx" if name.endswith("webm") else "libx264"
-    noise = np.random.default_rng(0).integers(0, 255, (75, 64, 96, 3), dtype=np.uint8)
-    whole = write_video(tmp_path / name, noise, codec=codec, options={"b": "1M"})
-    if name == "fast.mp4":
-        move_header_to_the_front(whole, tmp_path / "front.mp4")
-        whole = tmp_path / "front.mp4"
-    assert video.index_frames(whole).frames == 75
-    cut = tmp_path / f"cut_{name}"
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(VideoError, match="cut_"):
-        video.index_frames(cut)
+@pytest.fixture(scope="module")
+def half_a_minute(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same 30 seconds of noise, so that bytes grow with time: header at the end, at the front, WebM."""
+    folder = tmp_path_factory.mktemp("whole")
+    noise = np.random.default_rng(0).integers(0, 255, (300, 32, 48, 3), dtype=np.uint8)
+    files = {
+        "a.mp4": write_video(folder / "a.mp4", noise, fps=10, options={"b": "100k"}),
+        "a.webm": write_video(folder / "a.webm", noise, fps=10, codec="libvpx", options={"b": "100k", "cpu-used": "8"}),
+        "front.mp4": folder / "front.mp4",
+    }
+    remux(files["a.mp4"], files["front.mp4"], {"movflags": "+faststart"})
+    return files
 
 
-def move_header_to_the_front(source: Path, target: Path) -> None:
+@pytest.mark.parametrize("share", [0.33, 0.5, 0.97])
+@pytest.mark.parametrize("name", ["a.mp4", "front.mp4", "a.webm"])
+def test_a_file_that_was_cut_off_is_told_without_decoding_it(
+    half_a_minute: dict[str, Path], tmp_path: Path, name: str, share: float
+) -> None:
+    whole, cut = half_a_minute[name], tmp_path / f"cut_{name}"
+    require_whole(whole)
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
+    for check in (require_whole, video.index_frames):
+        with pytest.raises(VideoError, match="cut_") as caught:
+            check(cut)
+        assert "truncated or damaged" in caught.value.hint
+        assert "Errno" not in caught.value.message
+    if name != "a.mp4":
+        assert video.probe(cut).width == 48, "its beginning is there"
+        assert video.index_frames(cut, 40).frames == 40, "the first frames can be used"
+
+
+def remux(source: Path, target: Path, options: dict[str, str] | None = None, start: float = 0.0) -> None:
+    """The same packets in another file; what is before `start` stays in it and is not shown (an edit list)."""
     import av
 
-    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "+faststart"}) as new:
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options or {}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(old.streams.video[0]):
-            if packet.dts is not None:
+            if packet.dts is not None and packet.pts is not None:
+                offset = int(start / packet.time_base)
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
                 packet.stream = stream
                 new.mux(packet)
+
+
+def test_a_clip_cut_out_without_encoding_is_whole(half_a_minute: dict[str, Path], tmp_path: Path) -> None:
+    """The frames before the cut lie in the file, for those that are shown need them."""
+    remux(half_a_minute["a.mp4"], tmp_path / "clip.mp4", start=5.15)
+    index = video.index_frames(tmp_path / "clip.mp4")
+    assert index.frames < 250 < video.probe(tmp_path / "clip.mp4").frames
+
+
+def test_a_recording_of_a_browser_has_no_length_and_passes(half_a_minute: dict[str, Path], tmp_path: Path) -> None:
+    remux(half_a_minute["a.webm"], tmp_path / "live.webm", {"live": "1"})
+    assert video.probe(tmp_path / "live.webm").duration is None
+    assert video.index_frames(tmp_path / "live.webm").frames == 300
+
+
+@pytest.mark.parametrize(("name", "codec"), [("v.mp4", "libx264"), ("v.webm", "libvpx")])
+def test_pauses_of_a_variable_frame_rate_are_no_missing_end(tmp_path: Path, name: str, codec: str) -> None:
+    times = [0, 40, 80, 2600, 2640, 5200, 5240, 8000]
+    path = write_video(tmp_path / name, counted_frames(8), codec=codec, times_ms=times, options={"b": "1M"})
+    assert video.index_frames(path).frames == 8
+    if name == "v.webm":  # a last picture that stands as long as others did, which only the header says
+        assert video.index_frames(lengthened(path, 10.5)).frames == 8
+
+
+def test_an_even_rate_leaves_no_room_for_a_pause(half_a_minute: dict[str, Path]) -> None:
+    with pytest.raises(VideoError, match=r"ends after 30\.0 of 31\.0 s"):
+        require_whole(lengthened(half_a_minute["a.webm"], 31.0))
+
+
+def lengthened(path: Path, claimed: float) -> Path:
+    """A copy whose header claims another length (Matroska: milliseconds as a double)."""
+    copy, element = path.with_name(f"long_{path.name}"), b"\x44\x89\x88"
+    head, _, rest = path.read_bytes().partition(element)
+    copy.write_bytes(head + element + struct.pack(">d", 1000 * claimed) + rest[8:])
+    assert video.probe(copy).duration == claimed
+    return copy
+
+
+@pytest.mark.parametrize(("name", "codec", "sound"), [("s.mp4", "libx264", "aac"), ("s.webm", "libvpx", "libopus")])
+def test_sound_may_outlast_the_pictures(tmp_path: Path, name: str, codec: str, sound: str) -> None:
+    path = write_with_sound(tmp_path / name, codec, sound, pictures=25, seconds=4)
+    assert video.index_frames(path).frames == 25
+    cut = tmp_path / f"cut_{name}"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match="cut_"):
+        require_whole(cut)
+
+
+def write_with_sound(path: Path, codec: str, sound: str, pictures: int, seconds: int) -> Path:
+    """One second of noise in 25 pictures, `seconds` of it to be heard."""
+    import av
+
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        shown = container.add_stream(codec, rate=25, options={"b": "100k"})
+        shown.width, shown.height, shown.pix_fmt = 48, 32, "yuv420p"
+        heard = container.add_stream(sound, rate=48000, layout="mono")
+        for _ in range(pictures):
+            rgb = rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)
+            container.mux(shown.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(shown.encode())
+        for i in range(50 * seconds):
+            noise = rng.normal(0, 3000, (1, 960)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48000, 960 * i
+            container.mux(heard.encode(frame))
+        container.mux(heard.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["conversation.webm", "glasses.mp4", "grimaces.mp4", "newsreader.mp4"])
+def test_real_recordings_are_whole(videos: Path, name: str) -> None:
+    assert require_whole(videos / name) > 19
 
 
 def test_a_sound_file_has_no_picture(tmp_path: Path) -> None:
