@@ -1,12 +1,12 @@
 """Every error that lavatar raises on purpose.
 
     LavatarError                    exit code 1
-    ├── UsageError                  exit code 2: the command, a name or a key is wrong
+    ├── UsageError                  exit code 2: the command, a name, a key or the path of a file is wrong
     │   ├── ConfigError             unknown recipe, unknown key, value out of range
     │   ├── NameError_              a subject's name that cannot be one, or is taken
     │   └── UnknownSubjectError     no subject of that name
     ├── DataError                   what was read cannot be used
-    │   ├── VideoError              not a video, empty, truncated, too short
+    │   ├── VideoError              not a video, empty, truncated, too short; in a job: gone
     │   ├── FaceError               no face, two faces, face lost for too long
     │   └── ShardError              a damaged tar, sample or manifest
     ├── WeightsError                a pretrained file is missing or is not what it should be
@@ -41,7 +41,11 @@ class LavatarError(Exception):
 
 
 class UsageError(LavatarError):
-    """The command line, a name or a configuration key is wrong; nothing was started."""
+    """The command line, a name or a configuration key is wrong; nothing was started.
+
+    A path that leads to no file, to a folder or to a file that may not be read is wrong in this sense, whichever
+    command it was given to. What is wrong in a file that can be read is a DataError.
+    """
 
     exit_code = 2
 

@@ -25,23 +25,27 @@ from lavatar.platform.tracking import Tracker, experiment_name
 
 
 def run_job(office: Office, plan: Plan) -> None:
-    """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted."""
+    """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted.
+
+    What is missing (WeightsError, StorageError) is told before the job is written down: nobody would ever run it.
+    """
     registry, home = office.registry, office.home
     keys = [stage.key for stage in plan.stages]
-    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar.name, plan.actor.name))
     ledger.release_dead(registry)
     for lost in ledger.reopen_lost(registry, home, keys):
         office.display.message(f"the files of {lost.name} are gone: it is done again", "warning")
     done = ledger.finished(registry, home, keys)
     todo = [stage for stage in plan.stages if stage.key not in done]
+    if todo:
+        require_weights(todo)
+        home.require_space(space_needed(todo, {f"preprocess:{p.name}": p for p in (plan.avatar, plan.actor)}))
+    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar.name, plan.actor.name))
     job = ledger.get_job(registry, plan.job_id)
     if not todo and job.state == State.FINISHED and not _unregistered(office, plan):
         for stage in plan.stages:
             ledger.set_cached(registry, plan.job_id, stage.key, True, 0.0)
             office.display.state(stage.name, "cached")
         return
-    require_weights(todo)
-    home.require_space(space_needed(todo, {f"preprocess:{p.name}": p for p in (plan.avatar, plan.actor)}))
     job = ledger.claim_job(registry, plan.job_id, office.owner)
     with _ending(office, plan.job_id), _Heartbeat(registry, office.owner) as pulse:
         _run_claimed(office, plan, job, todo, pulse)

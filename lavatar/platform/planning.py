@@ -17,7 +17,7 @@ from typing import Any
 from lavatar.configs.recipe import Recipe
 from lavatar.configs.resources import StageResources
 from lavatar.contracts import StageKind, StageSpec, VideoSource
-from lavatar.errors import UsageError, WeightsError
+from lavatar.errors import ConfigError, UsageError, WeightsError
 
 METHOD_VERSION: Mapping[StageKind, int] = {StageKind.AVATAR: 1, StageKind.PAIR: 1, StageKind.PREVIEW: 1}
 """Raised when the code of a stage comes to give another result from the same configuration. Preprocessing has its
@@ -93,10 +93,9 @@ class Plan:
 def plan(home_root: Path, out_dir: Any, avatar: Person, actor: Person, recipe: Recipe) -> Plan:
     """The stages of `avatar` driven by `actor`. `out_dir(kind, key)` says where a stage's result goes."""
     if avatar.name == actor.name:
-        raise UsageError(
-            f"avatar and actor are both {avatar.name!r}",
-            "Name two subjects: how the avatar follows its own held-out performance is measured in every job.",
-        )
+        same = "Name two subjects: how the avatar follows its own held-out performance is measured in every job."
+        other = f"Add one of the two videos under a name of its own: lavatar subjects add {actor.name}2 VIDEO"
+        raise UsageError(f"avatar and actor are both {avatar.name!r}", same if avatar.digest == actor.digest else other)
     builder = _Builder(home_root, out_dir, recipe)
     data_a, data_b = builder.preprocess(avatar), builder.preprocess(actor)
     head = builder.avatar(avatar, data_a)
@@ -117,6 +116,11 @@ class _Builder:
     def preprocess(self, person: Person) -> PlannedStage:
         from lavatar.datasets.preprocess import dataset_digest
 
+        if self._recipe.preprocess.tracker == "synthetic" and not person.synthetic:
+            raise ConfigError(
+                f"preprocess.tracker is synthetic, but {person.name!r} is a video",
+                "Leave it at mediapipe: synthetic subjects need no tracker and take none.",
+            )
         key = dataset_digest(person.source, self._recipe.preprocess)
         weights = preprocess_weights(person, self._recipe)
         name = f"preprocess:{person.name}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from lavatar.platform.tables import Job, Subject
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LONGEST = 80
+_MOST_NAMED = 12
 
 
 def check_name(name: str) -> str:
@@ -39,12 +42,28 @@ def suggest(text: str) -> str:
     return cleaned[:_LONGEST] or "person"
 
 
+def require_file(path: Path) -> None:
+    """Raises UsageError for a path on the command line that leads to no file, or to one that cannot be opened."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a video", "Name the video file in it.")
+    if not path.exists():
+        raise UsageError(f"there is no file {path}", "Check the path.")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{path} cannot be read: no permission", f"Allow it: chmod u+r {shlex.quote(str(path))}")
+
+
 def describe_video(name: str, path: Path) -> Subject:
-    """A subject from a video file, not yet stored: probed and digested. Raises VideoError for what is no video."""
+    """A subject from a video file, not yet stored: probed, read through and digested.
+
+    Raises UsageError where there is no file to read, VideoError where what is in it is no video or not all of one.
+    """
+    from lavatar.datasets.container import require_whole
     from lavatar.datasets.video import file_digest, probe
 
     path = path.expanduser().absolute()
+    require_file(path)
     info = probe(path)
+    require_whole(path)
     stat = path.stat()
     return Subject(
         name=check_name(name),
@@ -73,14 +92,19 @@ def add_subject(registry: Registry, subject: Subject) -> tuple[Subject, bool]:
         if present is None:
             session.add(subject)
             return subject, True
-        if present.digest != subject.digest:
-            raise NameError_(
-                f"the name {subject.name!r} is taken by another {'video' if present.path else 'subject'}: "
-                f"{describe_source(present)}",
-                f"Choose another name, or first run: lavatar subjects remove {subject.name}",
-            )
+        _require_same(present, subject)
         present.path, present.size, present.modified_ns = subject.path, subject.size, subject.modified_ns
         return present, False
+
+
+def _require_same(present: Subject, subject: Subject) -> None:
+    """Raises NameError_ where the name of `subject` stands for somebody else already."""
+    if present.digest != subject.digest:
+        raise NameError_(
+            f"the name {subject.name!r} is taken by another {'video' if present.path else 'subject'}: "
+            f"{describe_source(present)}",
+            f"Choose another name, or first run: lavatar subjects remove {subject.name}",
+        )
 
 
 def find_subject(registry: Registry, name: str) -> Subject | None:
@@ -88,18 +112,19 @@ def find_subject(registry: Registry, name: str) -> Subject | None:
         return session.scalar(select(Subject).where(Subject.name == name))
 
 
-def get_subject(registry: Registry, name: str) -> Subject:
-    """The subject of that name. Raises UnknownSubjectError, naming the nearest."""
+def get_subject(registry: Registry, name: str, *, wanted: bool = True) -> Subject:
+    """The subject of that name. Raises UnknownSubjectError, naming the nearest, and how to add it where it is wanted
+    (to be shown or removed it is not)."""
     subject = find_subject(registry, name)
     if subject is not None:
         return subject
     known = [s.name for s in list_subjects(registry)]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    hint += f"Known: {', '.join(known)}. " if known else ""
-    raise UnknownSubjectError(
-        f"there is no subject {name!r}", hint + f"Add it: lavatar subjects add {suggest(name)} VIDEO"
-    )
+    shown = ", ".join(known[:_MOST_NAMED]) + (", …" if len(known) > _MOST_NAMED else "")
+    hint += f"Known: {shown}. " if known else ""
+    way_out = f"Add it: lavatar subjects add {suggest(name)} VIDEO" if wanted else "See them: lavatar subjects list"
+    raise UnknownSubjectError(f"there is no subject {name!r}", hint + way_out)
 
 
 def list_subjects(registry: Registry) -> list[Subject]:
@@ -109,7 +134,7 @@ def list_subjects(registry: Registry) -> list[Subject]:
 
 def remove_subject(registry: Registry, name: str) -> Subject:
     """Forget a subject; its finished results stay. Raises StageBusyError while a job with it runs."""
-    subject = get_subject(registry, name)
+    subject = get_subject(registry, name, wanted=False)
     with registry.write() as session:
         running = select(Job).where(or_(Job.avatar == name, Job.actor == name), Job.state == State.RUNNING.value)
         for job in session.scalars(running):
@@ -122,24 +147,27 @@ def remove_subject(registry: Registry, name: str) -> Subject:
     return subject
 
 
-def resolve(registry: Registry, name_or_path: str, *, store: bool = True) -> Subject:
-    """A subject by its name, or by a path to a video, which is then added under the file's stem (if `store`)."""
+def resolve(registry: Registry, name_or_path: str) -> Subject:
+    """A subject by its name, or by a path to a video, named after the file and not yet stored (`add_subject`)."""
     present = find_subject(registry, name_or_path)
     if present is not None:
         return present
     path = Path(name_or_path).expanduser()
     if not (path.is_file() or "/" in name_or_path or path.suffix.lower() in VIDEO_SUFFIXES):
         return get_subject(registry, name_or_path)  # raises, naming the nearest
-    if not path.is_file():
+    if not path.exists():
         raise UnknownSubjectError(f"there is no file {name_or_path}, and no subject of that name", "Check the path.")
+    require_file(path)
     try:
         check_name(path.stem)
     except NameError_ as error:
-        raise NameError_(
-            f"{path.name}: {error.message}", f"Name it yourself: lavatar subjects add {suggest(path.stem)} {path}"
-        ) from error
+        command = shlex.join(["lavatar", "subjects", "add", suggest(path.stem), str(path)])
+        raise NameError_(f"{path.name}: {error.message}", f"Name it yourself: {command}") from error
     subject = describe_video(path.stem, path)
-    return add_subject(registry, subject)[0] if store else subject
+    same_name = find_subject(registry, subject.name)
+    if same_name is not None:
+        _require_same(same_name, subject)
+    return subject
 
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv"})

@@ -117,7 +117,11 @@ def test_every_command_has_help_and_the_line_of_the_list(name: str, lavatar: Any
         (["submit", "--avatar", "A", "--actor", "B", "--set", "avatar.sampels=3"], "Did you mean 'avatar.samples'"),
         (["submit", "--avatar", "A", "--actor", "B"], "there is no subject 'A'"),
         (["submit", "--avatar", "no/such.mp4", "--actor", "B"], "there is no file no/such.mp4"),
-        (["subjects", "show", "A"], "lavatar subjects add A VIDEO"),
+        (["subjects", "show", "A"], "lavatar subjects list"),
+        (["subjects", "remove", "A"], "lavatar subjects list"),
+        (["subjects", "add", "A", "no/such.mp4"], "there is no file"),
+        (["subjects", "add", "A", str(Path(__file__).parent)], "is a folder, not a video"),
+        (["submit", "--avatar", str(Path(__file__).parent), "--actor", "B"], "is a folder, not a video"),
         (["subjects", "add", "A"], "neither a video nor --synthetic"),
         (["subjects", "add", "A", "x.mp4", "--synthetic", "3"], "both a video and --synthetic"),
         (["jobs", "show", "abc"], "lavatar jobs list"),
@@ -172,11 +176,20 @@ def test_the_same_name_with_another_video_is_refused(lavatar: Any, clip: Any) ->
 def test_files_that_are_no_videos(lavatar: Any, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("this is a text\n" * 100)
     (tmp_path / "empty.mp4").write_bytes(b"")
-    for name in ("text.mp4", "empty.mp4", "absent.mp4"):
-        code, out, err = lavatar("subjects", "add", "ann", tmp_path / name)
-        assert (code, out) == (1, "")
-        assert name in err
-        assert len(err.strip().splitlines()) >= 2
+    lavatar("subjects", "add", "--synthetic", "1", "bob")
+    for name, code, words in (
+        ("text.mp4", 1, "it is not a video"),
+        ("empty.mp4", 1, "the file is empty"),
+        ("absent.mp4", 2, "there is no file"),
+    ):
+        for arguments in (("subjects", "add", "ann"), ("submit", "--actor", "bob", "--avatar")):
+            got, out, err = lavatar(*arguments, tmp_path / name)
+            assert (got, out) == (code, "")
+            assert name in err
+            assert words in err
+            assert "Errno" not in err
+            assert len(err.strip().splitlines()) >= 2
+    lavatar("subjects", "remove", "bob")
     assert json.loads(lavatar("subjects", "list", "--json")[1]) == {"subjects": []}
 
 
@@ -238,7 +251,7 @@ def test_a_path_is_taken_in_place_of_a_name(lavatar: Any, runner: FakeRunner, cl
     assert json.loads(lavatar("subjects", "list", "--json")[1])["subjects"][-1]["name"] == "bob"
     code, _, err = lavatar("submit", "--avatar", odd, "--actor", "bob")
     assert code == 2
-    assert f"lavatar subjects add my_face {odd}" in err
+    assert f"lavatar subjects add my_face '{odd}'" in err
 
 
 def test_a_video_that_changed_since(lavatar: Any, clip: Any) -> None:

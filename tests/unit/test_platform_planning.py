@@ -9,7 +9,7 @@ import pytest
 
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind, VideoSource
-from lavatar.errors import UsageError, WeightsError
+from lavatar.errors import ConfigError, UsageError, WeightsError
 from lavatar.platform import planning
 from lavatar.platform.home import Home
 from lavatar.platform.planning import CADENCE, KEYLESS_SECTIONS, SECTIONS, Person, Plan
@@ -93,8 +93,20 @@ def test_one_video_under_two_names_is_preprocessed_and_trained_once() -> None:
 
 
 def test_nobody_drives_themselves() -> None:
-    with pytest.raises(UsageError, match="both 'A'"):
+    with pytest.raises(UsageError, match="both 'A'") as caught:
         make_plan(HOME, "A", "A")
+    assert caught.value.hint.startswith("Name two subjects")
+    with pytest.raises(UsageError, match="both 'A'") as caught:
+        planning.plan(HOME.root, HOME.out_dir, person("A", 1), person("A", 2), tiny())
+    assert "lavatar subjects add A2 VIDEO" in caught.value.hint
+
+
+def test_no_tracker_for_synthetic_people_looks_at_a_video() -> None:
+    video = Person("V", "digest", VideoSource("V", path=Path("v.mp4")))
+    for pair in ((video, person("B", 1)), (person("B", 1), video)):
+        with pytest.raises(ConfigError, match=r"preprocess\.tracker is synthetic, but 'V' is a video"):
+            planning.plan(HOME.root, HOME.out_dir, *pair, tiny("preprocess.tracker=synthetic"))
+    assert len(make_plan(HOME, "A", "B", "preprocess.tracker=synthetic").stages) == 5
 
 
 def test_weights_are_asked_for_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,9 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
     from lavatar.platform.finished import find_pair
     from lavatar.platform.progress import DisplaySink, open_display
     from lavatar.platform.registry import open_registry
+    from lavatar.platform.subjects import require_file
 
-    if not video.is_file():
-        raise UsageError(f"there is no file {video}", "Check the path.")
+    require_file(video)
     if out.suffix.lower() != ".mp4":
         raise UsageError(f"the output {out} is no .mp4", f"Write: -o {out.with_suffix('.mp4')}")
     if out.exists() and out.samefile(video):

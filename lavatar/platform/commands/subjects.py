@@ -81,7 +81,7 @@ def show(name: str, as_json: bool) -> None:
     from lavatar.platform.subjects import get_subject, to_json
 
     registry = _registry()
-    subject = get_subject(registry, name)
+    subject = get_subject(registry, name, wanted=False)
     datasets = list_datasets(registry, name)
     if as_json:
         home = Home.from_environment()

@@ -31,16 +31,17 @@ def submit(avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], dry
     """
     from lavatar.configs.recipe import load_recipe
     from lavatar.platform.registry import open_registry
-    from lavatar.platform.subjects import resolve
+    from lavatar.platform.subjects import add_subject, resolve
 
     chosen = load_recipe(recipe, overrides)
     home = Home.from_environment()
     registry = open_registry(home)
-    people = [resolve(registry, name, store=not dry_run) for name in (avatar, actor)]
+    people = [resolve(registry, name) for name in (avatar, actor)]
     plan = make_plan(home, people[0], people[1], chosen)
     if dry_run:
         _show_plan(home, registry, plan, as_json)
         return
+    people = [add_subject(registry, subject)[0] for subject in people]
     _run(home, registry, plan, people, as_json)
 
 
