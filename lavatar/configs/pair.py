@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from lavatar.configs.section import Section
 
+SHAPE_DIM = 90
+"""Numbers that say a face's expression (lavatar/training/shape.py makes them; a test compares)."""
+
 
 class YNetConfig(Section):
     """E_shared, D_ava and D_act."""
@@ -27,6 +30,8 @@ class YNetConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
+        if self.landmarks not in (0, SHAPE_DIM):
+            raise ValueError(f"landmarks is {self.landmarks}. Set it to {SHAPE_DIM}, a shape's numbers, or to 0")
         halvings_by_name = {"encoder_widths": len(self.encoder_widths), "decoder_widths": len(self.decoder_widths) + 1}
         for name, halvings in halvings_by_name.items():
             if self.face_size % 2**halvings:

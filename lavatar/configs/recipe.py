@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any, Self
@@ -59,9 +60,22 @@ class Recipe(Section):
             ),
         )
         wrong = [text for fits, text in checks if not fits]
+        wrong += filter(None, map(self._uneven, ("avatar", "ynet", "mapping"), ("avatar", "pair", "pair")))
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def _uneven(self, phase: str, stage: str) -> str:
+        """What is wrong if the batch of a training does not split evenly over the workers that are asked for. (On a
+        machine that has fewer, as many run as split it.)"""
+        training: TrainingConfig = getattr(self, f"{phase}_training")
+        workers = getattr(self.resources, stage).workers
+        if training.batch_size % (workers * training.accumulation) == 0:
+            return ""
+        return (
+            f"{phase}_training.batch_size {training.batch_size} is not a multiple of resources.{stage}.workers × "
+            f"{phase}_training.accumulation = {workers} × {training.accumulation}"
+        )
 
 
 def recipe_names() -> list[str]:
@@ -154,6 +168,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def describe(error: ValidationError) -> str:
-    """A pydantic error in one line: key, what is wrong, the value got."""
-    parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-    return "; ".join(parts)
+    """A pydantic error in one line: key, what is wrong, the value got. (What is wrong with a whole section says itself
+    which of its values it means.)"""
+    return "; ".join(_describe(part["loc"], part["msg"], part["input"]) for part in error.errors())
+
+
+def _describe(path: tuple[int | str, ...], message: str, value: Any) -> str:
+    key = f"{'.'.join(map(str, path))}: " if path else ""
+    got = "" if isinstance(value, (Mapping, BaseModel)) else f" (got {reprlib.repr(value)})"
+    return f"{key}{message.removeprefix('Value error, ')}{got}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lavatar.configs.section import Section
 
@@ -28,3 +28,9 @@ class TrainingConfig(Section):
     picture_every: int = Field(1000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     cache_mb: int = Field(4096, ge=0, description="decoded frames kept in memory; 0: decode every time")
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        return self

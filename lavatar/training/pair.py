@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lavatar.configs.recipe import Recipe
 from lavatar.datasets.loader import BatchSampler, FrameStore
-from lavatar.errors import ConfigError
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.losses import eq5, eq6, eq7, eq8
@@ -24,7 +23,7 @@ from lavatar.models.ynet import SUBJECTS, Subject, YNetwork, other
 from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
 from lavatar.training.avatar import BEGIN_FRAMES, at_side, sheet
 from lavatar.training.emphasis import feature_weights
-from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape, whitening
+from lavatar.training.shape import LOWER_LIP, UPPER_LIP, expression_shape, whitening
 from lavatar.training.tasks import ParamGroup
 
 PICTURES = 6
@@ -122,10 +121,6 @@ class YNetTask:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if recipe.ynet.landmarks not in (0, SHAPE_DIM):
-            raise ConfigError(
-                f"ynet.landmarks is {recipe.ynet.landmarks}", f"Set it to {SHAPE_DIM}, a shape's numbers, or to 0."
-            )
         self.recipe, self.rank, self.world, self.avatar = recipe, rank, world, avatar
         self.loss, self.training = recipe.ynet_loss, recipe.ynet_training
         self.stores: dict[Subject, FrameStore] = {"avatar": avatar_store, "actor": actor_store}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lavatar.configs.recipe import all_keys, load_recipe, recipe_names
@@ -23,7 +25,7 @@ def test_set_changes_one_value_and_reads_yaml() -> None:
 
 
 def test_set_reaches_nested_sections() -> None:
-    assert load_recipe("tiny", ["resources.avatar.workers=3"]).resources.avatar.workers == 3
+    assert load_recipe("tiny", ["resources.avatar.workers=4"]).resources.avatar.workers == 4
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,41 @@ MISFITS = "avatar.face_size=256 ynet.face_size=256 avatar.image_size=1024 prepro
 def test_sections_that_do_not_fit_together_are_named(override: str) -> None:
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         load_recipe("tiny", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("avatar_training.batch_size=3", "avatar_training.accumulation=2"), "avatar_training: batch_size 3 is not a"),
+        (("resources.avatar.workers=3",), "avatar_training.batch_size 4 is not a multiple of resources.avatar.workers"),
+        (("resources.pair.workers=2", "ynet_training.batch_size=9"), "ynet_training.batch_size 9 is not"),
+        (("resources.pair.workers=5", "ynet_training.batch_size=5"), "mapping_training.accumulation = 5 × 1"),
+        (("resources.pair.workers=4", "mapping_training.accumulation=16"), "mapping_training.batch_size 32 is not"),
+        (("ynet.landmarks=50",), "ynet: landmarks is 50. Set it to 90"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_refused_at_once(overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_recipe("tiny", overrides)
+
+
+def test_what_is_wrong_with_a_section_is_told_in_a_line() -> None:
+    """Not with all of its values, of which there are hundreds in a recipe."""
+    for override in (*MISFITS.split(), "avatar.box=[[1,0],[0,1],[0,1]]", "avatar.ray_size=48"):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe("tiny", [override])
+        assert "alue error" not in caught.value.message
+        assert "{" not in caught.value.message
+        assert len(caught.value.message) < 160
+    with pytest.raises(ConfigError, match=r"avatar\.samples: .*greater than or equal to 2 \(got 1\)"):
+        load_recipe("tiny", ["avatar.samples=1"])
+
+
+def test_the_landmarks_that_a_recipe_may_ask_for_are_those_of_a_shape() -> None:
+    from lavatar.configs.pair import SHAPE_DIM
+    from lavatar.training import shape
+
+    assert SHAPE_DIM == shape.SHAPE_DIM
 
 
 def test_a_recipe_is_frozen() -> None:
