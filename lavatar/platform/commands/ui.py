@@ -11,46 +11,51 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 import click
 
 from lavatar.errors import JobError
+from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
-from lavatar.platform.output import answer, note
+from lavatar.platform.output import answer, answer_json, note, reserved
 from lavatar.platform.signals import terminate_as_interrupt
 
 _START_SECONDS = 90.0
+_CPUS = 4  # with fewer a job serves no dashboard by itself
+_DASHBOARD_ON = "--set resources.dashboard=true"
 
 
 @click.command()
 @click.option("--port", default=5000, show_default=True, help="Of MLflow's page; the next free one if it is taken.")
-def ui(port: int) -> None:
+@json_option
+def ui(port: int, as_json: bool) -> None:
     """Show runs and models in the browser (MLflow).
 
-    Serves on this machine only, until Ctrl-C. Prints its address, and that of Ray's dashboard while a cluster runs.
+    Serves on this machine only, until Ctrl-C. Prints its address and, while a cluster runs, that of Ray's dashboard and
+    the file of the token that it asks for.
     """
     home = Home.from_environment().ensure()
     uri = home.tracking_uri
     if uri.startswith(("http://", "https://")):
-        answer(f"MLflow: {uri}")
-        answer(f"Ray dashboard: {_dashboard(home)}")
+        _tell(home, uri, as_json)
         return
     from lavatar.platform.tracking import connect
 
-    note("starting MLflow …")
-    connect(home)
-    port = _free_port(port)
-    with terminate_as_interrupt():
-        _serve(home, uri, port)
+    with reserved():
+        note("starting MLflow …")
+        connect(home)
+        port = _free_port(port)
+        with terminate_as_interrupt():
+            _serve(home, uri, port, as_json)
 
 
-def _serve(home: Home, uri: str, port: int) -> None:
+def _serve(home: Home, uri: str, port: int, as_json: bool) -> None:
     """Until the server ends, or this process is told to: then it ends with it."""
     server = _start(home, uri, port)
     try:
         _wait(server, port)
-        answer(f"MLflow: http://127.0.0.1:{port}")
-        answer(f"Ray dashboard: {_dashboard(home)}")
+        _tell(home, f"http://127.0.0.1:{port}", as_json)
         note("Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             server.wait()
@@ -105,11 +110,30 @@ def _free_port(port: int) -> int:
     raise JobError(f"no port from {port} to {port + 49} is free", "Give another: lavatar ui --port N")
 
 
-def _dashboard(home: Home) -> str:
-    """Address of Ray's page, or why there is none now."""
-    from lavatar.cluster.session import running
+def _tell(home: Home, mlflow: str, as_json: bool) -> None:
+    """Both addresses, and what Ray's dashboard asks for."""
+    ray = _dashboard(home)
+    if as_json:
+        answer_json({"mlflow": mlflow, "ray": ray})
+        return
+    answer(f"MLflow: {mlflow}")
+    answer(f"Ray dashboard: {ray['dashboard'] or ray['text']}")
+    if ray["dashboard"]:
+        answer(f"Ray token: {ray['text']}")
+
+
+def _dashboard(home: Home) -> dict[str, Any]:
+    """Whether a cluster runs, the address of Ray's page and the file of its token where there are, and a sentence."""
+    from lavatar.cluster.session import private_folder, running
 
     sessions = running(home.root)
+    ray: dict[str, Any] = {"running": bool(sessions), "dashboard": None, "token_file": None}
     if not sessions:
-        return "no cluster is running (it runs while a job does)"
-    return sessions[0] or "off; on a small machine it is served where a job has --set resources.dashboard=true"
+        turn_on = f"; here with {_DASHBOARD_ON} only" if (os.cpu_count() or 1) < _CPUS else ""
+        return {**ray, "text": f"no cluster is running (it runs while a job does{turn_on})"}
+    if sessions[0] is None:
+        return {**ray, "text": f"off in the job that runs; with a dashboard: lavatar submit … {_DASHBOARD_ON}"}
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return {**ray, "dashboard": sessions[0], "text": "it asks for the token in RAY_AUTH_TOKEN"}
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(private_folder(home.root) / "token")
+    return {**ray, "dashboard": sessions[0], "token_file": token, "text": f"it asks for the token in {token}"}
