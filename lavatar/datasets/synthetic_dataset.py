@@ -165,7 +165,8 @@ def _statistics(acted: list[Expression], scale: float) -> dict[str, Any]:
 
 
 def contact_sheet(seeds: tuple[int, ...] = (0, 1), size: int = 224) -> np.ndarray:
-    """Identities × six expressions with labels, uint8 HW3; the last two rows show two more views."""
+    """What synthetic subjects look like: a row for each seed, six labelled expressions and four views, uint8 HW3 RGB.
+    docs/synthetic.png is made of it (docs/CONVENTIONS.md: how)."""
     looks = {
         "rest": Expression(), "jaw": Expression(jaw=0.9), "smile": Expression(smile=1.0, jaw=0.12),
         "pout": Expression(pucker=1.0), "brows, gaze": Expression(brows=1.0, gaze=0.9),

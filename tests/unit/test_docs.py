@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from lavatar.configs.recipe import load_recipe
@@ -94,3 +96,17 @@ def test_constants_of_the_conventions_are_the_codes(row: dict[str, str]) -> None
 
 def test_every_expression_measure_is_defined_in_order() -> None:
     assert tuple(row["measure"] for row in tables(CONVENTIONS) if "measure" in row) == EXPRESSIONS
+
+
+def test_the_picture_of_the_synthetic_subjects_is_what_the_documented_command_draws(tmp_path: Path) -> None:
+    (command,) = re.findall(r'^    python -c "(.*contact_sheet.*)"$', CONVENTIONS.read_text(), re.MULTILINE)
+    drawn = tmp_path / "synthetic.png"
+    exec(command.replace("docs/synthetic.png", str(drawn)), {})
+    kept, made = (cv2.imread(str(path)).astype(int) for path in (ROOT / "docs" / "synthetic.png", drawn))
+    assert kept.shape == made.shape
+    assert np.abs(kept - made).mean() < 0.1  # edges of the labels may differ by OpenCV's version
+
+
+def test_every_picture_is_shown() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert all(f"](docs/{path.name})" in text for path in (ROOT / "docs").glob("*.png"))
