@@ -144,6 +144,7 @@ def test_digest_depends_on_the_weights_that_are_used(
 ) -> None:
     source, config = VideoSource("a", path=clip), SMALL.model_copy(update=setting)
     digest = dataset_digest(source, config)
+    assert set(used) <= WEIGHTS.keys()
     for name, weight in dict(WEIGHTS).items():
         with monkeypatch.context() as patch:
             patch.setitem(WEIGHTS, name, replace(weight, sha256="0" * 64))
