@@ -106,6 +106,6 @@ class AvatarLearningConfig(Section):
     epsilon: float = Field(1e-8, gt=0, description="of Adam: the gradient of one texel of a plane is itself near 1e-8")
     pose_penalty: float = Field(10.0, ge=0, description="weight of the mean square of the corrections")
     feature_weight: float = Field(1.0, ge=1, description="weight of eyes and mouth in the image losses; else 1")
-    balance: bool = Field(False, description="draw frames evenly over jaw opening and blinks, not over time")
+    balance: bool = Field(False, description="draw frames evenly over jaw, blink and head turn, not time")
     shift: float = Field(0.0, ge=0, description="encoder's input: deviation of shift, scale and turn, in sides")
     color: float = Field(0.0, ge=0, description="encoder's input: deviation of brightness, contrast and tint")

@@ -65,6 +65,9 @@ class MappingConfig(Section):
     code_share: float = Field(1.0, ge=0, description="weight of γ beside what it says of the landmarks")
     gain: float = Field(1.0, gt=0, description="of what a linear mapping begins with; above 1 it exaggerates")
     ridge: float = Field(0.003, gt=0, description="damping of the regression that a linear mapping begins at")
+    unseen: float = Field(
+        0.0, ge=0, description="how much that regression shuns what varies in the actor's γ and not in the avatar's"
+    )
     joint: bool = Field(False, description="trained with the Y-network, its gradient reaching E_shared, not after it")
     lambda_mapping: float = Field(1.0, ge=0, description="weight of Eq. 8 where it is trained jointly")
 
@@ -72,7 +75,7 @@ class MappingConfig(Section):
 class PairLearningConfig(Section):
     """What our short trainings do beyond Eq. 5-8. The defaults do nothing: that is the paper's training."""
 
-    balance: bool = Field(False, description="draw frames evenly over jaw opening and blinks, not over time")
+    balance: bool = Field(False, description="draw frames evenly over jaw, blink and head turn, not time")
     shift: float = Field(0.0, ge=0, description="E_shared's input: deviation of shift, scale and turn, in sides")
     color: float = Field(0.0, ge=0, description="E_shared's input: deviation of brightness, contrast and tint")
     feature_weight: float = Field(1.0, ge=1, description="weight of eyes and mouth in the image losses; else 1")

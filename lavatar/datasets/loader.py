@@ -35,7 +35,7 @@ from lavatar.datasets.shards import (
 )
 from lavatar.errors import ConfigError, DataError, ShardError
 
-BALANCED = ("jaw", "blink")
+BALANCED = ("jaw", "blink", "turn")
 BINS = 8
 
 
@@ -281,7 +281,7 @@ def _to_float(pictures_BHWC: np.ndarray) -> Tensor:
 
 
 def balance_weights(expression: Mapping[str, np.ndarray], count: int, floor: float = 0.02) -> np.ndarray:
-    """Probability of each of N frames so that jaw opening and blink are drawn evenly instead of as often as they occur.
+    """Probability of each of N frames so that each of BALANCED is drawn evenly instead of as often as it occurs.
 
     One over the population of the frame's histogram bin, averaged over the measures and with the uniform weight. A bin
     counts as at least `floor`·N frames, so that a handful of odd frames is not shown all the time.
@@ -300,6 +300,13 @@ def balance_weights(expression: Mapping[str, np.ndarray], count: int, floor: flo
     return np.asarray(np.mean(weights, axis=0))
 
 
+def head_turn(rotation_N33: np.ndarray) -> np.ndarray:
+    """How far each head is turned to a side (about the head's vertical axis, radians) from the mean pose, N."""
+    u, _, vt = np.linalg.svd(rotation_N33.mean(axis=0))
+    forward_N3 = rotation_N33[:, :, 2] @ (u @ vt)  # where the face looks, in the axes of the mean head
+    return np.arctan2(forward_N3[:, 0], forward_N3[:, 2])
+
+
 class BatchSampler:
     """Batches by step. A batch depends on (seed, step, rank, world) alone, so a resumed run sees what it would have
     seen, and the ranks of any world share out the same global batch in order."""
@@ -308,7 +315,8 @@ class BatchSampler:
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self._cumulative: np.ndarray | None = None
         if balance:
-            self._cumulative = np.cumsum(balance_weights(store.expression, len(store)))
+            measures = {**store.expression, "turn": head_turn(store.rotation_N33)}
+            self._cumulative = np.cumsum(balance_weights(measures, len(store)))
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def indices(self, step: int) -> np.ndarray:

@@ -84,9 +84,9 @@ def evaluate_self(
     side = face_side(held_out.landmarks_N68x2, size)
     indices = spread(len(held_out), options.max_frames)
     candidates = {name: Candidate(ImageScores(lpips)) for name in PREDICTIONS}
-    truth_series = ExpressionSeries()
     stack = ExitStack()
     meter = stack.enter_context(open_meter(held_out.manifest, recipe))
+    truth_series = ExpressionSeries(meter.noise)
     baselines = _Baselines(train, NearestFrame.over(train, options.nearest_pool), meter)
 
     def measure(batch: Portraits, truth: np.ndarray, landmarks: np.ndarray) -> None:
@@ -112,7 +112,7 @@ def evaluate_self(
         store.close()
     metrics = {name: candidate.summary(truth_series) for name, candidate in candidates.items()}
     result = candidates["self"].expression.series()
-    return Evaluation(metrics, truth_series.series(), result, _notes("self", metrics["self"], meter))
+    return Evaluation(metrics, truth_series.series(), result, _notes("self", metrics["self"], truth_series, meter))
 
 
 class _Baselines:
@@ -151,9 +151,11 @@ class _Baselines:
         return {n: v for n, v in self.meter.measure(np.stack(images), metas).items() if n in EXPRESSIONS}
 
 
-def _notes(what: str, figures: dict[str, Any], *meters: ExpressionMeter) -> tuple[str, ...]:
-    """Sentences for the user: measures that are missing, and results in which no face was found."""
+def _notes(what: str, figures: dict[str, Any], truth: ExpressionSeries, *meters: ExpressionMeter) -> tuple[str, ...]:
+    """Sentences for the user: measures that are missing or still, and results in which no face was found."""
     notes = [meter.note for meter in meters if meter.note]
+    if truth.still():
+        notes.append(f"{what}: {', '.join(truth.still())} move less than can be measured in these frames, so have no r")
     if figures["no_face"]:
         lost = f"{what}: no face was found in {figures['no_face']} of {figures['frames']} results"
         notes.append(f"{lost}; they do not count in r and amplitude")
@@ -175,7 +177,7 @@ class CrossEvaluation:
         self.stack = ExitStack()
         self.avatar_meter = self.stack.enter_context(open_meter(avatar_store.manifest, recipe))
         self.actor_meter = self.stack.enter_context(open_meter(actor.manifest, recipe))
-        self.driver, self.result = ExpressionSeries(), ExpressionSeries()
+        self.driver, self.result = ExpressionSeries(self.actor_meter.noise), ExpressionSeries()
         self.truth = TransferTruth.between(avatar_store, actor, self.size)
         self.side, self.device = face_side(avatar_store.landmarks_N68x2, self.size), avatar.device
         self.against_truth = Candidate(ImageScores(lpips))
@@ -210,7 +212,7 @@ class CrossEvaluation:
         }
         if self.truth is not None:
             figures["truth"] = self.against_truth.summary(self.truth_series)
-        notes = _notes("cross", figures, self.avatar_meter, self.actor_meter)
+        notes = _notes("cross", figures, self.driver, self.avatar_meter, self.actor_meter)
         return Evaluation({"cross": figures}, self.driver.series(), self.result.series(), notes)
 
 

@@ -12,14 +12,18 @@ import numpy as np
 
 from lavatar.contracts import EXPRESSIONS
 
-LEAST_SPREAD = 1e-4  # a deviation below this is a measure that stands still
+LEAST_SPREAD = 1e-4  # a deviation below this is a measure that stands still, whatever the meter
 LEAST_FRAMES = 3
 
 
 @dataclass
 class ExpressionSeries:
-    """Measures of one set of pictures, frame after frame; nan where the meter found no face."""
+    """Measures of one set of pictures, frame after frame; nan where the meter found no face.
 
+    `noise` is the meter's (ExpressionMeter.noise).
+    """
+
+    noise: Mapping[str, float] = field(default_factory=dict)
     parts: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in EXPRESSIONS})
 
     def add(self, measures: Mapping[str, np.ndarray]) -> None:
@@ -33,20 +37,29 @@ class ExpressionSeries:
         """Each measure over all frames, (N,)."""
         return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in self.parts.items()}
 
+    def least(self, name: str) -> float:
+        """The deviation below which a measure says nothing."""
+        return max(LEAST_SPREAD, self.noise.get(name, 0.0))
+
+    def still(self) -> list[str]:
+        """Names of the measures that are known and do not move."""
+        known = {name: values[np.isfinite(values)] for name, values in self.series().items()}
+        return [name for name, v in known.items() if len(v) >= LEAST_FRAMES and v.std() < self.least(name)]
+
     def found(self) -> np.ndarray:
         """(N,) whether a face was found: at least one measure is a number."""
         return np.isfinite(np.stack(list(self.series().values()))).any(axis=0)
 
 
-def agreement(truth_N: np.ndarray, result_N: np.ndarray) -> dict[str, float | None]:
+def agreement(truth_N: np.ndarray, result_N: np.ndarray, least: float = LEAST_SPREAD) -> dict[str, float | None]:
     """r: Pearson's correlation; amplitude: deviation of the result over deviation of the truth.
 
-    Both over the frames where both are known; None where undefined (too few frames, or a side that stands still:
-    a frozen result has amplitude 0 and no r).
+    Both over the frames where both are known; None where undefined: too few frames, a truth whose deviation is below
+    `least`, or a result that stands still (amplitude 0 and no r).
     """
     known = np.isfinite(truth_N) & np.isfinite(result_N)
     truth, result = truth_N[known], result_N[known]
-    if len(truth) < LEAST_FRAMES or truth.std() < LEAST_SPREAD:
+    if len(truth) < LEAST_FRAMES or truth.std() < least:
         return {"r": None, "amplitude": None}
     amplitude = float(result.std() / truth.std())
     r = float(np.corrcoef(truth, result)[0, 1]) if result.std() >= LEAST_SPREAD else None
@@ -56,7 +69,7 @@ def agreement(truth_N: np.ndarray, result_N: np.ndarray) -> dict[str, float | No
 def compare(truth: ExpressionSeries, result: ExpressionSeries) -> dict[str, dict[str, float | None]]:
     """`agreement` for each measure by name."""
     expected, got = truth.series(), result.series()
-    return {name: agreement(expected[name], got[name]) for name in EXPRESSIONS}
+    return {name: agreement(expected[name], got[name], truth.least(name)) for name in EXPRESSIONS}
 
 
 def faces_lost(truth: ExpressionSeries, result: ExpressionSeries) -> int:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from lavatar.configs.pair import MappingConfig
 from lavatar.models.encoder import mlp
-from lavatar.models.regression import begin_at_regression
+from lavatar.models.regression import begin_at_regression, unseen_covariance
 from lavatar.models.ynet import SUBJECTS, Subject
 
 SMALLEST_DEVIATION = 1e-3
+READOUT_NOISE = 0.3  # of tracked landmarks, in the shape's units: a landmark that moves less than this stands still
 MOST_GAIN = 3.0
 
 
@@ -29,6 +30,7 @@ class MappingMLP(nn.Module):
     mean_2F: Tensor
     deviation_2F: Tensor
     gain_F: Tensor
+    noise_F: Tensor
     readout_LG: Tensor
     readout_L: Tensor
 
@@ -37,7 +39,8 @@ class MappingMLP(nn.Module):
         self.alignment = config.align
         self.reads_landmarks = config.reads == "landmarks"
         read = landmark_dim if self.reads_landmarks else 0
-        gain_F = torch.ones(read + gamma_dim)
+        gain_F, noise_F = torch.ones(read + gamma_dim), torch.full((read + gamma_dim,), SMALLEST_DEVIATION)
+        noise_F[:read] = READOUT_NOISE
         if self.reads_landmarks:
             self.register_buffer("readout_LG", torch.zeros(read, gamma_dim))
             self.register_buffer("readout_L", torch.zeros(read))
@@ -46,6 +49,7 @@ class MappingMLP(nn.Module):
         self.register_buffer("mean_2F", torch.zeros(2, read + gamma_dim))
         self.register_buffer("deviation_2F", torch.ones(2, read + gamma_dim))
         self.register_buffer("gain_F", gain_F)
+        self.register_buffer("noise_F", noise_F, persistent=False)
 
     @torch.no_grad()
     def read_through(self, readout: nn.Linear) -> None:
@@ -69,7 +73,7 @@ class MappingMLP(nn.Module):
         which, feature_NF = SUBJECTS.index(subject), self.features(gamma_NG)
         centre_NF = feature_NF[rest_N] if self.alignment == "rest" and rest_N is not None else feature_NF
         self.mean_2F[which] = centre_NF.mean(0)
-        deviation_F = feature_NF.std(0).clamp(min=SMALLEST_DEVIATION)
+        deviation_F = (feature_NF.var(0) + self.noise_F.square()).sqrt()
         if self.alignment == "deviation":
             self.deviation_2F[which] = deviation_F
         elif subject == "avatar":
@@ -80,19 +84,25 @@ class MappingMLP(nn.Module):
         which = SUBJECTS.index(subject)
         return (self.features(gamma_BG) - self.mean_2F[which]) / self.deviation_2F[which] * self.gain_F
 
-    def begin_with(self, gamma_NG: Tensor, theta_ND: Tensor, ridge: float, gain: float = 1.0) -> None:
+    @torch.no_grad()
+    def begin_with(self, gamma_NG: Tensor, theta_ND: Tensor, config: MappingConfig, actor_MG: Tensor) -> None:
         """A mapping without hidden layers begins at the ridge regression of the avatar's θ on its γ (Eq. 8 solved).
 
-        `ridge` is the damping as a fraction of the inputs' mean variance; `gain` multiplies the result's deviation.
+        With `unseen` it relies little on directions in which the actor's codes vary and the avatar's do not: a face
+        that never pursed its lips has no θ for it, and whatever happened to go with their noise would be driven.
         """
         (layer,) = self.layers
         assert isinstance(layer, nn.Linear)
         input_NF = self.aligned(gamma_NG, "avatar")
-        begin_at_regression(layer, input_NF, theta_ND, ridge)
-        with torch.no_grad():  # what regression cannot explain it leaves out; the driven code shall vary as θ does
-            lost = theta_ND.var(0).sum() / layer(input_NF).var(0).sum().clamp(min=1e-12)
-            layer.weight.mul_(gain * lost.sqrt().clamp(max=MOST_GAIN))
-            layer.bias.add_(theta_ND.mean(0) - layer(input_NF).mean(0))
+        noise_FF = None
+        if config.unseen > 0:
+            actor_MF = self.aligned(actor_MG, "actor")
+            noise_FF = config.unseen * unseen_covariance(input_NF - input_NF.mean(0), actor_MF)
+        begin_at_regression(layer, input_NF, theta_ND, config.ridge, noise_FF)
+        # what regression cannot explain it leaves out; the driven code shall vary as θ does
+        lost = theta_ND.var(0).sum() / layer(input_NF).var(0).sum().clamp(min=1e-12)
+        layer.weight.mul_(config.gain * lost.sqrt().clamp(max=MOST_GAIN))
+        layer.bias.add_(theta_ND.mean(0) - layer(input_NF).mean(0))
 
     def forward(self, gamma_BG: Tensor, subject: Subject = "actor") -> Tensor:
         theta_BD: Tensor = self.layers(self.aligned(gamma_BG, subject))

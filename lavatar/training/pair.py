@@ -274,7 +274,7 @@ class MappingTask:
         if not config.hidden and self.recipe.pair_learning.regression:
             faces_N3HH, _ = self.sources["avatar"].drawn(self.recipe.pair_learning.align_frames)
             theta_ND = torch.cat([theta_of(self.avatar, part) for part in faces_N3HH.split(CHUNK)])
-            self.module.begin_with(self._codes("avatar"), theta_ND, config.ridge, config.gain)
+            self.module.begin_with(self._codes("avatar"), theta_ND, config, self._codes("actor"))
 
     def _at_rest(self, gamma_NG: Tensor) -> Tensor | None:
         """The frames whose mouth is open least, by what γ says of the lips; None where it says nothing."""

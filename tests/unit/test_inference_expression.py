@@ -27,6 +27,18 @@ def test_frozen_and_unknown_have_no_r() -> None:
     assert agreement(truth[:2], truth[:2]) == {"r": None, "amplitude": None}
 
 
+def test_a_truth_within_the_meters_noise_has_no_r() -> None:
+    wave = np.sin(np.linspace(0, 20, 200))
+    truth, result = ExpressionSeries({"jaw": 0.1, "smile": 0.1}), ExpressionSeries()
+    truth.add({"jaw": 0.1 * wave, "smile": wave, "blink": 0.1 * wave, "gaze": np.full(200, np.nan)})
+    result.add(dict.fromkeys(EXPRESSIONS, wave))
+    compared = compare(truth, result)
+    assert compared["jaw"] == {"r": None, "amplitude": None}
+    assert compared["smile"] == {"r": pytest.approx(1.0), "amplitude": pytest.approx(1.0)}
+    assert compared["blink"] == {"r": pytest.approx(1.0), "amplitude": pytest.approx(10.0)}
+    assert truth.still() == ["jaw"], "what is not known is not still"
+
+
 def test_frames_without_a_face_do_not_count_but_are_counted() -> None:
     truth, result = ExpressionSeries(), ExpressionSeries()
     values = np.sin(np.linspace(0, 20, 100))

@@ -1,0 +1,62 @@
+"""Sec. 4.2: where our linear mapping begins, in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lavatar.configs.pair import MappingConfig
+from lavatar.models.mapping import READOUT_NOISE, MappingMLP
+from lavatar.models.regression import begin_at_regression, unseen_covariance
+
+
+def test_noise_shrinks_a_regression_as_damping_does() -> None:
+    x = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    layer = nn.Linear(1, 1)
+    begin_at_regression(layer, x, 3 * x + 1, 0.0)
+    assert layer.weight.item() == pytest.approx(3)
+    assert layer.bias.item() == pytest.approx(1)
+    begin_at_regression(layer, x, 3 * x + 1, 0.0, torch.tensor([[0.5]]))  # variance 1 and noise ½: 3 / 1.5
+    assert layer.weight.item() == pytest.approx(2)
+    assert layer.bias.item() == pytest.approx(1)
+
+
+def test_unseen_is_what_varies_in_the_other_alone() -> None:
+    own = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])  # variances 4 and 0, mean 2: of the first 4 / (4 + 2) is seen
+    other = torch.tensor([[3.0, 5.0], [-3.0, 5.0], [3.0, -5.0], [-3.0, -5.0]])
+    expected = torch.tensor([[9.0 / 9, 0.0], [0.0, 25.0]])
+    assert torch.allclose(unseen_covariance(own, other).float(), expected, atol=1e-5)
+
+
+def test_an_actor_does_what_the_avatar_never_did_and_does_not_drive_it_by_that() -> None:
+    """The avatar hardly purses its lips (second number), but when it did it happened to open its jaw (θ) too."""
+    generator = torch.Generator().manual_seed(0)
+    jaw, pursed = torch.randn(400, generator=generator), 0.02 * torch.randn(400, generator=generator)
+    own, theta = torch.stack([jaw, pursed], 1), (jaw + 10 * pursed)[:, None]
+    actor = torch.stack([torch.randn(400, generator=generator), torch.randn(400, generator=generator)], 1)
+    driven = {}
+    for unseen in (0.0, 1.0):
+        config = MappingConfig(hidden=(), ridge=1e-4, unseen=unseen)
+        mapping = MappingMLP(config, 2, 1)
+        mapping.begin_with(own, theta, config, actor)
+        with torch.no_grad():
+            driven[unseen] = mapping(actor)[:, 0]
+            assert float(mapping(own, "avatar").var()) == pytest.approx(float(theta.var()), rel=0.01)
+    r = {unseen: float(torch.corrcoef(torch.stack([actor[:, 0], theta_]))[0, 1]) for unseen, theta_ in driven.items()}
+    assert r[0.0] < 0.3, "without it the lips open the jaw"
+    assert r[1.0] > 0.95
+
+
+def test_landmarks_that_stand_still_are_not_blown_up() -> None:
+    config = MappingConfig(hidden=(), reads="landmarks", align="mean")
+    mapping = MappingMLP(config, 2, 1, landmark_dim=2)
+    readout = nn.Linear(2, 2)
+    nn.init.eye_(readout.weight)
+    nn.init.zeros_(readout.bias)
+    mapping.read_through(readout)
+    gamma = torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([4.0, 0.01])
+    mapping.align("avatar", gamma)
+    deviation = mapping.deviation_2F[0]
+    assert deviation[0] == pytest.approx(float(gamma[:, 0].std()), rel=0.01)
+    assert deviation[1] == pytest.approx(READOUT_NOISE, rel=0.01)
