@@ -34,7 +34,8 @@ def sample_triplane(planes_B3CHH: Tensor, points_BP3: Tensor) -> Tensor:
     interpolation covers all of it; outside, the planes fade to zero over one texel. Differentiable in both arguments.
     """
     B, _, C, H, _ = planes_B3CHH.shape
-    grid_B3P2 = torch.stack([points_BP3[..., list(axes)] for axes in PLANE_AXES], dim=1)
+    x_y_z = points_BP3.unbind(dim=-1)  # slices: an index by a list would be copied back point by point in the gradient
+    grid_B3P2 = torch.stack([torch.stack([x_y_z[a], x_y_z[b]], dim=-1) for a, b in PLANE_AXES], dim=1)
     read = F.grid_sample(
         planes_B3CHH.reshape(B * 3, C, H, H).to(points_BP3.dtype),  # positions keep their precision under autocast
         grid_B3P2.reshape(B * 3, 1, -1, 2),  # one "row" of P points an image
