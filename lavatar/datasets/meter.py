@@ -6,8 +6,7 @@ It must see result and truth alike: measure both with it, at the same size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Protocol
 
 import cv2
@@ -22,11 +21,14 @@ from lavatar.errors import WeightsError
 SMALLEST = 512
 """Portraits are enlarged to this side: the landmark network crops its input from the picture it is given."""
 
+COPIES = 6
+SHIFT, JPEG_QUALITY, PIXEL_NOISE = 0.5, (80, 95), 1.0
+"""Of the copies that tell a meter's noise: pixels at most, quality, deviation in 255ths."""
+
 
 class ExpressionMeter(Protocol):
     """Measures expression on portraits."""
 
-    noise: Mapping[str, float]  # deviation of each measure over copies of one picture; a truth that moves less is still
     note: str  # why nothing is measured and which command mends it; empty where the meter measures
 
     def measure(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> dict[str, np.ndarray]:
@@ -58,10 +60,6 @@ class MediapipeMeter:
     """MediaPipe's expression coefficients, each picture by itself. WeightsError where its file is missing."""
 
     note = ""
-    # Medians over 42 portraits at 128 pixels, each moved by up to half a pixel, compressed and made noisy six times.
-    noise: Mapping[str, float] = MappingProxyType(
-        {"jaw": 0.0025, "blink": 0.0105, "smile": 0.0007, "pucker": 0.006, "brows": 0.021, "gaze": 0.027}
-    )
 
     def __init__(self) -> None:
         self._tracker = open_tracker("mediapipe", mode="image")
@@ -95,7 +93,35 @@ class NoMeter:
 
     def __init__(self, note: str) -> None:
         self.note = note
-        self.noise: Mapping[str, float] = {}
 
     def measure(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> dict[str, np.ndarray]:
         return {name: np.full(len(images_BHW3), np.nan) for name in EXPRESSIONS}
+
+
+def noise_of(meter: ExpressionMeter, images_BHW3: np.ndarray, metas: Sequence[FrameMeta]) -> dict[str, float]:
+    """How far each measure scatters between copies of one picture that differ in nothing that matters.
+
+    The copies are moved by a part of a pixel, compressed and made a little noisy. The median over the pictures of the
+    deviation between the copies; 0 for a measure that the meter does not give. A face that moves less than that
+    stands still as far as the meter can see: its noise differs tenfold between two people.
+    """
+    copies = [meter.measure(np.stack([_copy(image, k) for image in images_BHW3]), metas) for k in range(COPIES)]
+    noise = {}
+    for name in EXPRESSIONS:
+        values_CB = np.stack([np.asarray(copy.get(name, np.full(len(images_BHW3), np.nan))) for copy in copies])
+        deviation_B = values_CB.std(axis=0)
+        known_B = deviation_B[np.isfinite(deviation_B)]
+        noise[name] = float(np.median(known_B)) if len(known_B) else 0.0
+    return noise
+
+
+def _copy(image_HW3: np.ndarray, number: int) -> np.ndarray:
+    """Copy `number` of a picture, the same whenever it is made."""
+    rng = np.random.default_rng(number)
+    x, y = rng.uniform(-SHIFT, SHIFT, 2)
+    size = image_HW3.shape[1::-1]
+    moved = cv2.warpAffine(image_HW3, np.array([[1, 0, x], [0, 1, y]]), size, borderMode=cv2.BORDER_REPLICATE)
+    noisy = np.clip(moved + rng.normal(0, PIXEL_NOISE, moved.shape), 0, 255).round().astype(np.uint8)
+    quality = int(rng.integers(*JPEG_QUALITY))
+    _, packed = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)

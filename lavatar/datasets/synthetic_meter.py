@@ -9,10 +9,9 @@ Gaze behind lids that are more than half closed cannot be seen: there it is nan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -99,7 +98,6 @@ class SyntheticMeter:
     """ExpressionMeter of one synthetic identity; calibrated at the first use, once a process."""
 
     note = ""
-    noise: Mapping[str, float] = MappingProxyType({})  # renders carry none
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity

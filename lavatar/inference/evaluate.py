@@ -17,7 +17,7 @@ import numpy as np
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import EXPRESSIONS, Event, EventSink, FrameMeta, NullSink
 from lavatar.datasets.loader import FrameStore
-from lavatar.datasets.meter import ExpressionMeter, meter_for
+from lavatar.datasets.meter import ExpressionMeter, meter_for, noise_of
 from lavatar.datasets.shards import Manifest
 from lavatar.inference.background import Background
 from lavatar.inference.baselines import NearestFrame, mean_frame, spread
@@ -32,6 +32,7 @@ from lavatar.inference.truth import TransferTruth
 from lavatar.models.perceptual import LPIPS
 
 PREDICTIONS = ("self", "mean_frame", "nearest_frame")
+NOISE_FRAMES = 8  # true pictures that tell the meter's noise
 CACHE_MB = 256  # decoded frames kept: a few batches, and the training frames that are nearest again and again
 
 
@@ -67,6 +68,13 @@ def open_meter(manifest: Manifest, recipe: Recipe) -> Iterator[ExpressionMeter]:
         getattr(meter, "close", lambda: None)()
 
 
+def series_of(store: FrameStore, meter: ExpressionMeter, size: int) -> ExpressionSeries:
+    """An empty series for the true pictures of a store, with the meter's noise on them."""
+    chosen = spread(len(store), NOISE_FRAMES)
+    pictures = np.stack([fit(store.frame(int(i)).image, size) for i in chosen])
+    return ExpressionSeries(noise_of(meter, pictures, [store.metas[int(i)] for i in chosen]))
+
+
 def evaluate_self(
     avatar: Avatar,
     dataset: Path,
@@ -86,7 +94,7 @@ def evaluate_self(
     candidates = {name: Candidate(ImageScores(lpips)) for name in PREDICTIONS}
     stack = ExitStack()
     meter = stack.enter_context(open_meter(held_out.manifest, recipe))
-    truth_series = ExpressionSeries(meter.noise)
+    truth_series = series_of(held_out, meter, size)
     baselines = _Baselines(train, NearestFrame.over(train, options.nearest_pool), meter)
 
     def measure(batch: Portraits, truth: np.ndarray, landmarks: np.ndarray) -> None:
@@ -177,7 +185,7 @@ class CrossEvaluation:
         self.stack = ExitStack()
         self.avatar_meter = self.stack.enter_context(open_meter(avatar_store.manifest, recipe))
         self.actor_meter = self.stack.enter_context(open_meter(actor.manifest, recipe))
-        self.driver, self.result = ExpressionSeries(self.actor_meter.noise), ExpressionSeries()
+        self.driver, self.result = series_of(actor, self.actor_meter, self.size), ExpressionSeries()
         self.truth = TransferTruth.between(avatar_store, actor, self.size)
         self.side, self.device = face_side(avatar_store.landmarks_N68x2, self.size), avatar.device
         self.against_truth = Candidate(ImageScores(lpips))

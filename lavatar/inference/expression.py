@@ -20,7 +20,7 @@ LEAST_FRAMES = 3
 class ExpressionSeries:
     """Measures of one set of pictures, frame after frame; nan where the meter found no face.
 
-    `noise` is the meter's (ExpressionMeter.noise).
+    `noise` is the meter's on these pictures (datasets.meter.noise_of).
     """
 
     noise: Mapping[str, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ import torch
 from lavatar.contracts import EXPRESSIONS, FrameMeta
 from lavatar.datasets import tracking
 from lavatar.datasets import weights as weights_room
-from lavatar.datasets.meter import MediapipeMeter
+from lavatar.datasets.meter import MediapipeMeter, noise_of
 from lavatar.errors import ConfigError, WeightsError
 from tests.unit.video_files import clip_of
 
@@ -249,3 +249,23 @@ def test_meter_works_on_small_portraits_before_white(frames: list[np.ndarray], t
         assert np.corrcoef(got[name], [track.expression[name] for track in tracked])[0, 1] > 0.9
     blank = meter.measure(np.full((1, 128, 128, 3), 255, np.uint8))
     assert all(np.isnan(values).all() for values in blank.values())
+
+
+class _Brightness:
+    """A meter whose jaw is the picture's mean, whose smile is a constant, and which does not know the rest."""
+
+    note = ""
+
+    def measure(self, images_BHW3: np.ndarray, metas: object = None) -> dict[str, np.ndarray]:
+        count = len(images_BHW3)
+        return {"jaw": images_BHW3.mean(axis=(1, 2, 3)), "smile": np.ones(count), "gaze": np.full(count, np.nan)}
+
+
+def test_noise_is_what_differs_between_copies_of_one_picture() -> None:
+    ramp = np.tile(np.linspace(0, 250, 32)[None, :, None], (32, 1, 3)).astype(np.uint8)
+    still = np.full((32, 32, 3), 100, np.uint8)
+    noise = noise_of(_Brightness(), np.stack([ramp] * 3), [])
+    assert 0.5 < noise["jaw"] < 3, "a slope of 8 levels a pixel, moved by up to half a pixel"
+    assert noise_of(_Brightness(), still[None], [])["jaw"] < 0.5
+    assert (noise["smile"], noise["gaze"], noise["blink"]) == (0.0, 0.0, 0.0)
+    assert noise == noise_of(_Brightness(), np.stack([ramp] * 3), []), "the same whenever it is asked"
