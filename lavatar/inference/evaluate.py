@@ -163,7 +163,7 @@ def _notes(what: str, figures: dict[str, Any], truth: ExpressionSeries, *meters:
     """Sentences for the user: measures that are missing or still, and results in which no face was found."""
     notes = [meter.note for meter in meters if meter.note]
     if truth.still():
-        notes.append(f"{what}: {', '.join(truth.still())} move less than can be measured in these frames, so have no r")
+        notes.append(f"{what}: too still in these frames to be measured: {', '.join(truth.still())}")
     if figures["no_face"]:
         lost = f"{what}: no face was found in {figures['no_face']} of {figures['frames']} results"
         notes.append(f"{lost}; they do not count in r and amplitude")

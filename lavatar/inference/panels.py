@@ -85,7 +85,9 @@ def curves(truth: Mapping[str, np.ndarray], result: Mapping[str, np.ndarray], na
         finite = both[np.isfinite(both)]
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
         top = row * height
-        cv2.putText(canvas, name, (8, top + height // 2), FONT, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+        labels = (name, (30, 30, 30)), ("truth", TRUTH_COLOUR), ("result", RESULT_COLOUR)
+        for line, (text, colour) in enumerate(labels):
+            cv2.putText(canvas, text, (8, top + 36 + 22 * line), FONT, 0.5, colour, 1, cv2.LINE_AA)
         cv2.line(canvas, (0, top + height - 1), (width + margin, top + height - 1), (220, 220, 220), 1)
         for series, colour in ((truth[name], TRUTH_COLOUR), (result[name], RESULT_COLOUR)):
             _draw_series(canvas, np.asarray(series), (margin, top + 6, width, height - 12), (low, high), colour)

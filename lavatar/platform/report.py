@@ -79,8 +79,8 @@ def report_text(result: Mapping[str, Any]) -> str:
 def metrics_text(metrics: Mapping[str, Any]) -> str:
     """One row a prediction: image metrics, then 'r amplitude' of each expression."""
     rows = []
-    for name in METRIC_ROWS:
-        values = metrics.get(name)
+    truth = (metrics.get("cross") or {}).get("truth")  # synthetic pairs alone have one
+    for name, values in [*((name, metrics.get(name)) for name in METRIC_ROWS), ("cross_against_truth", truth)]:
         if not isinstance(values, Mapping):
             continue
         expression = values.get("expression") or {}

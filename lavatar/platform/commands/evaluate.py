@@ -46,4 +46,8 @@ def evaluate(avatar: str, actor: str | None, as_json: bool) -> None:
         if as_json:
             answer_json({"job": found.job, "avatar": avatar, "actor": actor, "metrics": metrics, "notes": notes})
         else:
-            answer("\n".join([metrics_text(metrics), *(f"note: {note}" for note in notes)]))
+            answer(
+                "\n".join(
+                    [f"models of job {found.job}", "", metrics_text(metrics), *(f"note: {note}" for note in notes)]
+                )
+            )
