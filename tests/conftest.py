@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script: what is tested inherits it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a script's background: what is tested inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
