@@ -125,7 +125,7 @@ def releases(plan: Plan) -> list[Release]:
     own, both = avatar_model_name(plan.avatar.name), pair_model_name(plan.avatar.name, plan.actor.name)
     return [
         Release(StageKind.AVATAR, head.key, own, {"avatar": folders["avatar"]}, *sizes, data_a),
-        Release(StageKind.PAIR, pair.key, both, folders, *sizes, data_b),
+        Release(StageKind.PAIR, pair.key, both, folders, *sizes, data_b, (plan.avatar.name, plan.actor.name)),
     ]
 
 

@@ -42,6 +42,12 @@ class Release:
     image_size: int
     face_size: int = 128
     faces: Path | None = None  # a dataset: one of its face crops is the example
+    pair: tuple[str, str] | None = None  # avatar and actor of a pair's model
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Whose the registered model is."""
+        return dict(zip((AVATAR_TAG, ACTOR_TAG), self.pair or (), strict=False))
 
 
 def avatar_model_name(avatar: str) -> str:
@@ -49,33 +55,13 @@ def avatar_model_name(avatar: str) -> str:
 
 
 def pair_model_name(avatar: str, actor: str) -> str:
-    return PairName(avatar, actor)
-
-
-class PairName(str):
-    """The name of a pair's model, which remembers the pair."""
-
-    avatar: str
-    actor: str
-
-    def __new__(cls, avatar: str, actor: str) -> PairName:
-        name = super().__new__(cls, f"lavatar-pair-{avatar}-{actor}")
-        name.avatar, name.actor = avatar, actor
-        return name
-
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        return self.avatar, self.actor
-
-    @property
-    def tags(self) -> dict[str, str]:
-        return {AVATAR_TAG: self.avatar, ACTOR_TAG: self.actor}
+    return f"lavatar-pair-{avatar}-{actor}"
 
 
 def register(home: Home, tracker: Tracker, release: Release, run_id: str | None, warn: Warn) -> int | None:
     """A new version of `release.name`, made champion; logged into run `run_id` and ending it. None if MLflow failed."""
     try:
-        if isinstance(release.name, PairName):
-            _refuse_another_pair(tracker, release.name)
+        _refuse_another_pair(tracker, release)
         return _register(home, tracker, release, run_id)
     except JobError as error:
         warn(f"{error.message}. {error.hint}")
@@ -120,29 +106,29 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
         with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what it registers; so do we
             info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
-    if isinstance(release.name, PairName):
-        for key, value in release.name.tags.items():
-            tracker.client.set_registered_model_tag(release.name, key, value)
+    for key, value in release.tags.items():
+        tracker.client.set_registered_model_tag(release.name, key, value)
     tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
     tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
     return version
 
 
-def _refuse_another_pair(tracker: Tracker, name: PairName) -> None:
+def _refuse_another_pair(tracker: Tracker, release: Release) -> None:
     """JobError where the registered model of this name is another pair's: its champion must not become this one."""
     from mlflow.exceptions import MlflowException
 
     try:
-        tags = tracker.client.get_registered_model(name).tags
+        tags = tracker.client.get_registered_model(release.name).tags
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return
         raise
-    theirs = {key: tags[key] for key in name.tags if key in tags}
-    if theirs and theirs != name.tags:
+    own = release.tags
+    theirs = {key: tags[key] for key in own if key in tags}
+    if theirs and theirs != own:
         raise JobError(
-            f"{name} is already the model of avatar {theirs.get(AVATAR_TAG)!r} driven by {theirs.get(ACTOR_TAG)!r}; "
-            f"that of avatar {name.avatar!r} driven by {name.actor!r} is not registered in MLflow",
+            f"{release.name} is already the model of avatar {theirs.get(AVATAR_TAG)!r} driven by "
+            f"{theirs.get(ACTOR_TAG)!r}; that of avatar {own[AVATAR_TAG]!r} driven by {own[ACTOR_TAG]!r} is not registered in MLflow",
             "It is complete on disk. To register it too, add a subject under a name without hyphens and submit again.",
         )
 

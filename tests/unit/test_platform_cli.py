@@ -19,7 +19,7 @@ import pytest
 from lavatar.contracts import StageResult
 from lavatar.errors import FaceError, Interrupted, StorageError
 from lavatar.platform import cli
-from lavatar.platform.cli import COMMANDS, run
+from lavatar.platform.cli import COMMANDS
 from lavatar.platform.home import Home
 from lavatar.platform.registry import open_registry
 
@@ -28,19 +28,6 @@ from platform_fakes import FakeHandle, FakeRunner, NoTracker
 
 pytestmark = pytest.mark.usefixtures("home")
 HEAVY = ("torch", "ray", "mlflow", "sqlalchemy", "alembic", "cv2", "mediapipe", "numpy", "av", "pydantic", "rich")
-
-
-@pytest.fixture
-def lavatar(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process: exit code, standard output, standard error."""
-
-    def call(*args: str | Path) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = run([str(a) for a in args])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
