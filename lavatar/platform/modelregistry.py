@@ -128,7 +128,8 @@ def _refuse_another_pair(tracker: Tracker, release: Release) -> None:
     if theirs and theirs != own:
         raise JobError(
             f"{release.name} is already the model of avatar {theirs.get(AVATAR_TAG)!r} driven by "
-            f"{theirs.get(ACTOR_TAG)!r}; that of avatar {own[AVATAR_TAG]!r} driven by {own[ACTOR_TAG]!r} is not registered in MLflow",
+            f"{theirs.get(ACTOR_TAG)!r}; that of avatar {own[AVATAR_TAG]!r} driven by "
+            f"{own[ACTOR_TAG]!r} is not registered in MLflow",
             "It is complete on disk. To register it too, add a subject under a name without hyphens and submit again.",
         )
 
