@@ -107,5 +107,12 @@ class AvatarLearningConfig(Section):
     pose_penalty: float = Field(10.0, ge=0, description="weight of the mean square of the corrections")
     feature_weight: float = Field(1.0, ge=1, description="weight of eyes and mouth in the image losses; else 1")
     balance: bool = Field(False, description="draw frames evenly over jaw, blink and head turn, not time")
+    crop: float = Field(0.0, ge=0, le=1, description="share of steps that see a square of half the side, on the face")
+    progressive: float = Field(0.0, ge=0, lt=1, description="share of steps, at the beginning, at half the resolution")
+    perceptual_every: int = Field(1, ge=1, description="steps between two that have the perceptual term of Eq. 4")
+    perceptual_frames: int = Field(0, ge=0, description="frames of a batch that it sees; 0: all")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay of the weights' running mean, which is released; 0: none"
+    )
     shift: float = Field(0.0, ge=0, description="encoder's input: deviation of shift, scale and turn, in sides")
     color: float = Field(0.0, ge=0, description="encoder's input: deviation of brightness, contrast and tint")

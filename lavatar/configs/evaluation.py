@@ -19,6 +19,7 @@ class EvaluationConfig(Section):
     panel_size: int = Field(512, ge=64, description="height of one panel of the mp4 in pixels (even)")
     nearest_pool: int = Field(2000, ge=1, description="training frames searched for the nearest-frame baseline")
     pose_smoothing: float = Field(1.0, ge=0, description="Gaussian smoothing of a driven head's pose, frames")
+    self_smoothing: float = Field(0.0, ge=0, description="the same of the held-out poses in self reenactment")
     crf: int = Field(18, ge=0, le=40, description="H.264 quality: 0 lossless, 18 looks like the original")
 
     @model_validator(mode="after")

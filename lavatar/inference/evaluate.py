@@ -106,7 +106,7 @@ def evaluate_self(
 
     done = 0
     with stack, Background() as background:
-        for batch in reenact_self(avatar, held_out, indices, options.batch_size):
+        for batch in reenact_self(avatar, held_out, indices, options.batch_size, options.self_smoothing):
             truth = np.stack([held_out.frame(int(i)).image for i in batch.index_B])
             landmarks = held_out.landmarks_N68x2[batch.index_B]
             background.run(measure, batch, truth, landmarks)

@@ -22,7 +22,7 @@ from lavatar.inference.encode_video import EncodedVideo, constant_rate, write_vi
 from lavatar.inference.loading import Avatar, Pair
 from lavatar.inference.panels import fit
 from lavatar.inference.pictures import to_pictures
-from lavatar.inference.retarget import PoseStatistics, PoseTrack, mean_pose, retarget
+from lavatar.inference.retarget import PoseStatistics, PoseTrack, mean_pose, retarget, smoothed
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,11 @@ def cross_codes(pair: Pair, faces_BhW3: np.ndarray) -> Tensor:
         return theta_BD
 
 
-def reenact_self(avatar: Avatar, store: FrameStore, indices: np.ndarray, batch_size: int) -> Iterator[Portraits]:
-    """Self reenactment: each frame's own face and pose."""
-    poses = poses_of(store)
+def reenact_self(
+    avatar: Avatar, store: FrameStore, indices: np.ndarray, batch_size: int, smoothing: float = 0.0
+) -> Iterator[Portraits]:
+    """Self reenactment: each frame's own face and pose (Gaussian smoothed in time, `smoothing` frames)."""
+    poses = smoothed(poses_of(store), smoothing)
     for index_B in chunks(indices, batch_size):
         yield Portraits(index_B, draw(avatar, self_codes(avatar, faces_of(store, index_B)), poses[index_B]))
 

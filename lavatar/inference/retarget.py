@@ -93,6 +93,14 @@ def retarget(actor: PoseTrack, actor_mean: HeadPose, avatar: PoseStatistics, smo
     return apply_motion(soft_clamp(motion_N7, np.asarray(avatar.low), np.asarray(avatar.high)), avatar.mean)
 
 
+def smoothed(track: PoseTrack, sigma: float) -> PoseTrack:
+    """The track without its jitter: each number of the motion about the mean pose, Gaussian smoothed in time."""
+    if sigma <= 0:
+        return track
+    mean = mean_pose(track)
+    return apply_motion(smooth(relative_motion(track, mean), sigma), mean)
+
+
 def smooth(values_NK: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian smoothing over the frames; the ends are mirrored."""
     radius = min(int(np.ceil(3 * sigma)), len(values_NK) - 1)

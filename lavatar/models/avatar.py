@@ -17,7 +17,7 @@ from lavatar.models.basis import BasisGenerator
 from lavatar.models.encoder import AvatarEncoder
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.radiance import RadianceMLP
-from lavatar.models.rendering import Noise, Rays
+from lavatar.models.rendering import Noise, Rays, View
 from lavatar.models.superresolution import ResidualUpsampler, UNet
 from lavatar.models.triplane import StyleGANGenerator, normalise_points, sample_triplane
 
@@ -58,17 +58,25 @@ class LatentAvatar(nn.Module):
         return theta_BD
 
     def render(
-        self, theta_BD: Tensor, rotation_B33: Tensor, translation_B3: Tensor, scale_B: Tensor, noise: Noise = False
+        self,
+        theta_BD: Tensor,
+        rotation_B33: Tensor,
+        translation_B3: Tensor,
+        scale_B: Tensor,
+        noise: Noise = False,
+        view: View | None = None,
     ) -> Rendering:
         """Eq. 3 and Sec. 3.2: the portrait of code θ under a head pose (x_cam = scale·R·x_head + t).
 
         `noise`: the sampling and density noise of training (rendering.Noise); False draws the same picture every time.
+        `view`: the part that is drawn, all of it if not given; the sizes of the results are then those of the part.
         """
         config = self.config
+        view = view or View(config.ray_size, config.ray_size)
         planes = self.generator(theta_BD)
-        rays = rendering.camera_rays(config.ray_size, config.focal / 512, rotation_B33, translation_B3, scale_B)
+        rays = rendering.camera_rays(view, config.focal / 512, rotation_B33, translation_B3, scale_B)
         feature_BOR, mask_BR = self._volume_in_parts(planes, rays, noise)
-        r = config.ray_size
+        r = view.side
         I_F = feature_BOR.unflatten(-1, (r, r))
         return Rendering(self.superresolution(I_F), I_F[:, :3], I_F, mask_BR.view(-1, 1, r, r))
 

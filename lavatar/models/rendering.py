@@ -21,6 +21,17 @@ ENDLESS = 1e10
 """Length of the last interval of `opaque_far`: any density there is opaque."""
 
 
+class View(NamedTuple):
+    """The part of the picture that is drawn: a square of `side`² cells out of ray_size², its first cell a sample.
+
+    `corner_B2` are rows and columns of that cell; None: the square begins at the picture's own corner.
+    """
+
+    ray_size: int
+    side: int
+    corner_B2: Tensor | None = None
+
+
 class Rays(NamedTuple):
     """Origins B×1×3 and directions B×R×3 in head space; t is the camera depth."""
 
@@ -28,18 +39,20 @@ class Rays(NamedTuple):
     direction_BR3: Tensor
 
 
-def camera_rays(ray_size: int, focal: float, rotation_B33: Tensor, translation_B3: Tensor, scale_B: Tensor) -> Rays:
-    """Rays through the centres of ray_size² equal cells of the image, row by row, moved into head space.
+def camera_rays(view: View, focal: float, rotation_B33: Tensor, translation_B3: Tensor, scale_B: Tensor) -> Rays:
+    """Rays through the centres of the view's cells of the image, row by row, moved into head space.
 
     `focal` is in sides of the image (5000 / 512). With x_cam = scale·R·x_head + t and the camera at the origin, a ray
     of the camera o = 0, d = (u, v, 1) becomes o = −Rᵀt / scale, d = Rᵀd / scale.
     """
-    steps = torch.arange(ray_size, device=rotation_B33.device, dtype=rotation_B33.dtype)
-    offset = ((steps + 0.5) / ray_size - 0.5) / focal
-    v, u = torch.meshgrid(offset, offset, indexing="ij")
-    direction_R3 = torch.stack([u, v, torch.ones_like(u)], dim=-1).view(-1, 3)
+    cells = torch.arange(view.side, device=rotation_B33.device, dtype=rotation_B33.dtype)
+    corner_B2 = cells.new_zeros(1, 2) if view.corner_B2 is None else view.corner_B2.to(cells)
+    offset_B2r = ((corner_B2[..., None] + cells + 0.5) / view.ray_size - 0.5) / focal
+    v_Br1, u_B1r = offset_B2r[:, 0, :, None], offset_B2r[:, 1, None, :]
+    v_Brr, u_Brr = torch.broadcast_tensors(v_Br1, u_B1r)
+    direction_BR3 = torch.stack([u_Brr, v_Brr, torch.ones_like(u_Brr)], dim=-1).flatten(1, 2)
     to_head_B33 = rotation_B33 / scale_B[:, None, None]  # row vectors times R are Rᵀ times columns
-    return Rays(-_rotate(translation_B3[:, None], to_head_B33), _rotate(direction_R3[None], to_head_B33))
+    return Rays(-_rotate(translation_B3[:, None], to_head_B33), _rotate(direction_BR3, to_head_B33))
 
 
 def _rotate(rows_BN3: Tensor, matrix_B33: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ from lavatar.datasets.loader import BatchSampler, FrameBatch, FrameStore
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.losses import eq4
+from lavatar.models.rendering import View
 from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
+from lavatar.training.average import WeightAverage
+from lavatar.training.crops import SeenFrames, draw_view, seen_through
 from lavatar.training.emphasis import feature_weights
 from lavatar.training.tasks import ParamGroup
 from lavatar.training.warmstart import PosedFrames, warm_start
@@ -65,10 +68,11 @@ class AvatarModule(nn.Module):
 
 @dataclass(frozen=True)
 class AvatarBatch:
-    """Frames, and the encoder's input made from their faces."""
+    """Frames, the encoder's input made from their faces, and the part of the pictures that the step draws."""
 
     frames: FrameBatch
     input_B3HH: Tensor
+    view: View
 
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -90,6 +94,7 @@ class AvatarTask:
             correction = PoseCorrection(len(store)) if self.learning.rate_pose > 0 else None
             self.module = AvatarModule(LatentAvatar(recipe.avatar), correction)
         self._begin()
+        self.average = WeightAverage(self.avatar, self.learning.average) if self.learning.average > 0 else None
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -137,7 +142,8 @@ class AvatarTask:
         face = at_side(frames.face_B3HW, self.recipe.avatar.face_size)
         face = jitter(face, self.learning.shift, generator)
         face = tint(face, self.learning.color, generator)
-        return AvatarBatch(frames, add_noise(face, self.recipe.avatar.input_noise, generator))
+        face = add_noise(face, self.recipe.avatar.input_noise, generator)
+        return AvatarBatch(frames, face, draw_view(step, frames.landmarks_B68x2, self.recipe, generator))
 
     def losses(self, batch: AvatarBatch, step: int) -> dict[str, Tensor]:
         """Eq. 4, with eyes and mouth emphasised and the pose corrections kept small where the recipe says so."""
@@ -148,21 +154,35 @@ class AvatarTask:
                 frames.index_B, rotation_B33, translation_B3, frames.scale_B
             )
         theta_BD = self.avatar.encode(batch.input_B3HH)
-        rendering = self.avatar.render(theta_BD, rotation_B33, translation_B3, frames.scale_B, noise=True)
+        rendering = self.avatar.render(
+            theta_BD, rotation_B33, translation_B3, frames.scale_B, noise=True, view=batch.view
+        )
         weight_B1ss = None
         if learning.feature_weight > 1:
             side = frames.image_B3HW.shape[-1]
             weight_B1ss = feature_weights(frames.landmarks_B68x2, side, learning.feature_weight)
-        terms = eq4(
-            rendering, frames.image_B3HW, frames.mask_B1HW, self.recipe.avatar_loss, self.perceptual, weight_B1ss
+        seen = seen_through(
+            batch.view, self.recipe.avatar, SeenFrames(frames.image_B3HW, frames.mask_B1HW, weight_B1ss)
         )
+        loss = self.recipe.avatar_loss
+        if step % learning.perceptual_every:
+            loss = loss.model_copy(update={"lambda_vgg": 0.0})
+        terms = eq4(rendering, seen.image_B3ss, seen.mask_B1ss, loss, self._perceptual, seen.weight_B1ss)
         if self.module.correction is not None:
             terms["pose"] = self.module.correction.values[frames.index_B].square().mean()
             terms["total"] = terms["total"] + learning.pose_penalty * terms["pose"]
         return terms
 
+    def _perceptual(self, drawn_B3ss: Tensor, image_B3ss: Tensor) -> Tensor:
+        """VGG(·) of Eq. 4, on the first frames of the batch where the recipe takes only some."""
+        assert self.perceptual is not None
+        count = self.learning.perceptual_frames or len(drawn_B3ss)
+        return self.perceptual(drawn_B3ss[:count], image_B3ss[:count])
+
     def after_step(self, step: int) -> None:
-        """Nothing runs beside the optimizer."""
+        """The running mean of the weights follows."""
+        if self.average is not None:
+            self.average.follow(step)
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, np.ndarray]:
@@ -175,11 +195,17 @@ class AvatarTask:
         drawn = self.avatar.render(theta_BD, frames.rotation_B33, frames.translation_B3, frames.scale_B)
         return {"truth_above_result": sheet([frames.image_B3HW, drawn.I_hr])}
 
+    def released(self) -> dict[str, Tensor]:
+        """The avatar's tensors as they are released: the running mean of the weights where there is one."""
+        return {**self.avatar.state_dict(), **(self.average.values if self.average is not None else {})}
+
     def state(self) -> dict[str, Tensor]:
-        return {}
+        return dict(self.average.values) if self.average is not None else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Everything is in the module."""
+        """What is not in the module: the running mean of the weights."""
+        if self.average is not None:
+            self.average.take(state)
 
 
 def at_side(face_B3HH: Tensor, side: int) -> Tensor:

@@ -34,7 +34,7 @@ def write_avatar_release(folder: Path, task: AvatarTask) -> None:
     store = task.store
     rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), MOST_POSES)).round().astype(int))
     poses = {"rotation": store.rotation_N33, "translation": store.translation_N3, "scale": store.scale_N}
-    tensors = dict(task.avatar.state_dict())
+    tensors = task.released()
     tensors |= {f"poses.{name}": torch.from_numpy(np.ascontiguousarray(value[rows])) for name, value in poses.items()}
     about = {
         "kind": "avatar",

@@ -11,6 +11,7 @@ from torch import Tensor
 from lavatar.configs.avatar import AvatarConfig
 from lavatar.models import rendering
 from lavatar.models.avatar import LatentAvatar
+from lavatar.models.rendering import View
 
 FOCAL = 5000 / 512  # in image sides
 FRONTAL = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
@@ -47,7 +48,7 @@ def random_rotation(seed: int) -> Tensor:
 def test_rays_pass_through_the_points_that_project_on_cell_centres() -> None:
     rotation, scale = random_rotation(3), torch.tensor([0.13], dtype=torch.float64)
     translation = torch.tensor([[0.02, -0.05, 4.2]], dtype=torch.float64)
-    rays = rendering.camera_rays(16, FOCAL, rotation[None], translation, scale)
+    rays = rendering.camera_rays(View(16, 16), FOCAL, rotation[None], translation, scale)
     depth = 3.9
     points = rays.origin_B13 + depth * rays.direction_BR3
     camera = scale * points[0] @ rotation.T + translation[0]
@@ -59,7 +60,7 @@ def test_rays_pass_through_the_points_that_project_on_cell_centres() -> None:
 
 
 def test_box_depths_of_a_frontal_ray_are_the_faces_of_the_box() -> None:
-    rays = rendering.camera_rays(2, 1e6, *pose())  # so long a lens that the rays are parallel
+    rays = rendering.camera_rays(View(2, 2), 1e6, *pose())  # so long a lens that the rays are parallel
     near, far = rendering.box_depths(rays, small().box)
     # z_head = (4 − depth) / 0.1 enters at the front face z = 1.1 and leaves at z = −1.9
     torch.testing.assert_close(near, torch.full((1, 4), 4 - 0.11))
@@ -67,7 +68,7 @@ def test_box_depths_of_a_frontal_ray_are_the_faces_of_the_box() -> None:
 
 
 def test_box_depths_of_oblique_rays_lie_on_the_box() -> None:
-    rays = rendering.camera_rays(9, FOCAL, random_rotation(1)[None].float(), *pose()[1:])
+    rays = rendering.camera_rays(View(9, 9), FOCAL, random_rotation(1)[None].float(), *pose()[1:])
     box = torch.tensor(small().box)
     near, far = rendering.box_depths(rays, small().box)
     hit = near < far
@@ -82,7 +83,7 @@ def test_box_depths_of_oblique_rays_lie_on_the_box() -> None:
 
 def test_a_ray_beside_the_box_stays_white_or_takes_the_given_depths() -> None:
     rotation, _, scale = pose()
-    rays = rendering.camera_rays(4, FOCAL, rotation, torch.tensor([[3.0, 0.0, 4.0]]), scale)
+    rays = rendering.camera_rays(View(4, 4), FOCAL, rotation, torch.tensor([[3.0, 0.0, 4.0]]), scale)
     near, far = rendering.ray_bounds(rays, small())
     assert torch.equal(near, far)
     near, far = rendering.ray_bounds(rays, small(missed_near_far=(3.5, 4.5)))
