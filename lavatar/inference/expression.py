@@ -1,4 +1,4 @@
-"""Does the expression follow? Correlation and amplitude of each expression measure between result and truth.
+"""Does the expression follow? Correlation, amplitude and error of each expression measure, result against truth.
 
 A picture can score well with a frozen face, so these stand beside the image metrics everywhere.
 """
@@ -51,25 +51,42 @@ class ExpressionSeries:
         return np.isfinite(np.stack(list(self.series().values()))).any(axis=0)
 
 
-def agreement(truth_N: np.ndarray, result_N: np.ndarray, least: float = LEAST_SPREAD) -> dict[str, float | None]:
-    """r: Pearson's correlation; amplitude: deviation of the result over deviation of the truth.
+Agreement = dict[str, float | None]
 
-    Both over the frames where both are known; None where undefined: too few frames, a truth whose deviation is below
-    `least`, or a result that stands still (amplitude 0 and no r).
+
+def agreement(
+    truth_N: np.ndarray, result_N: np.ndarray, least: float = LEAST_SPREAD, *, centred: bool = False
+) -> Agreement:
+    """r: Pearson's correlation; amplitude: deviation of the result over deviation of the truth; error: the RMS
+    difference over the deviation of the truth (1: no better than the truth's mean; `centred`: each less its own mean).
+
+    All over the frames where both are known; None where undefined: too few frames, a truth whose deviation is below
+    `least`. A result that stands still has amplitude 0 and an error, and no r.
     """
     known = np.isfinite(truth_N) & np.isfinite(result_N)
     truth, result = truth_N[known], result_N[known]
     if len(truth) < LEAST_FRAMES or truth.std() < least:
-        return {"r": None, "amplitude": None}
-    amplitude = float(result.std() / truth.std())
-    r = float(np.corrcoef(truth, result)[0, 1]) if result.std() >= LEAST_SPREAD else None
-    return {"r": r, "amplitude": amplitude}
+        return {"r": None, "amplitude": None, "error": None}
+    difference = result - truth
+    if centred:
+        difference = difference - difference.mean()
+    return {
+        "r": float(np.corrcoef(truth, result)[0, 1]) if result.std() >= LEAST_SPREAD else None,
+        "amplitude": float(result.std() / truth.std()),
+        "error": float(np.sqrt((difference**2).mean()) / truth.std()),
+    }
 
 
-def compare(truth: ExpressionSeries, result: ExpressionSeries) -> dict[str, dict[str, float | None]]:
-    """`agreement` for each measure by name."""
+def compare(truth: ExpressionSeries, result: ExpressionSeries, *, centred: bool = False) -> dict[str, Agreement]:
+    """`agreement` for each measure by name. `centred` for two people: their faces differ at rest already."""
     expected, got = truth.series(), result.series()
-    return {name: agreement(expected[name], got[name], truth.least(name)) for name in EXPRESSIONS}
+    return {n: agreement(expected[n], got[n], truth.least(n), centred=centred) for n in EXPRESSIONS}
+
+
+def expression_error(compared: Mapping[str, Agreement]) -> float | None:
+    """The mean error over the measures that have one."""
+    errors = [figures["error"] for figures in compared.values() if figures["error"] is not None]
+    return float(np.mean(errors)) if errors else None
 
 
 def faces_lost(truth: ExpressionSeries, result: ExpressionSeries) -> int:

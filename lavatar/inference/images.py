@@ -1,7 +1,8 @@
 """Image metrics of a set of results, collected batch by batch: the whole portrait, and the face alone.
 
 Results and truth are compared at the avatar's own training resolution; the truth is brought to it by area average.
-Pictures are uint8 RGB, BHW3. Each figure is the mean over the frames of that frame's figure (Sec. 5.2).
+Pictures are uint8 RGB, BHW3. Each figure is the mean over the frames of that frame's figure (Sec. 5.2), its spread
+their standard deviation.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def face_squares(images_BHW3: np.ndarray, landmarks_B68x2: np.ndarray, side: int
 class Truth:
     """A batch of true pictures, ready to be compared with several kinds of result."""
 
+    images_BHW3: np.ndarray
     whole_B3HW: Tensor
     face_B3SS: Tensor
     landmarks_B68x2: np.ndarray
@@ -82,7 +84,7 @@ class Truth:
     def of(truth_BHW3: np.ndarray, landmarks_B68x2: np.ndarray, side: int, device: torch.device | str = "cpu") -> Truth:
         """Landmarks in [0, 1] of the picture; `side` of the face square."""
         face = face_squares(truth_BHW3, landmarks_B68x2, side)
-        return Truth(to_tensor(truth_BHW3, device), to_tensor(face, device), landmarks_B68x2, side)
+        return Truth(truth_BHW3, to_tensor(truth_BHW3, device), to_tensor(face, device), landmarks_B68x2, side)
 
 
 @dataclass
@@ -108,10 +110,21 @@ class ImageScores:
         for name, value in values.items():
             into.setdefault(name, []).append(value.float().cpu().clamp(max=MOST_DB))
 
+    def frames(self) -> dict[str, np.ndarray]:
+        """The figures of the whole portrait frame by frame, (N,) each, in the order added."""
+        return {name: torch.cat(values).numpy() for name, values in self.whole.items()}
+
     def summary(self) -> dict[str, Any]:
-        """mse, psnr, ssim, lpips of the whole portrait, and the same under "face"; None where there are no weights."""
-        return {**_means(self.whole), "face": _means(self.face)}
+        """mse, psnr, ssim, lpips of the whole portrait with their "spread", and the same under "face".
+
+        None where there are no weights.
+        """
+        return {**_figures(self.whole), "face": _figures(self.face)}
 
 
-def _means(values: dict[str, list[Tensor]]) -> dict[str, float | None]:
-    return {name: float(torch.cat(values[name]).mean()) if name in values else None for name in METRICS}
+def _figures(values: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """Mean over the frames by name, and under "spread" the standard deviation."""
+    known = {name: torch.cat(parts).double() for name, parts in values.items()}
+    means = {name: float(known[name].mean()) if name in known else None for name in METRICS}
+    spread = {name: float(known[name].std(correction=0)) if name in known else None for name in METRICS}
+    return {**means, "spread": spread}

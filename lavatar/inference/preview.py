@@ -23,11 +23,13 @@ from lavatar.datasets.loader import FrameStore
 from lavatar.inference.audio import AudioSpan
 from lavatar.inference.background import Background
 from lavatar.inference.baselines import spread
+from lavatar.inference.cross_evaluation import CrossEvaluation
 from lavatar.inference.encode_video import EncodedVideo, constant_rate, storage_error, write_video
-from lavatar.inference.evaluate import CACHE_MB, CrossEvaluation, Evaluation, evaluate_self
+from lavatar.inference.evaluate import evaluate_self
 from lavatar.inference.figures import flat, in_order
 from lavatar.inference.images import perceptual_metric
 from lavatar.inference.loading import Avatar, Pair, load_avatar, load_pair
+from lavatar.inference.measured import CACHE_MB, Evaluation
 from lavatar.inference.panels import choose_frames, curves, sheet, side_by_side
 from lavatar.inference.reenact import driven_poses, poses_of, reenact_cross, reenact_self
 from lavatar.models.perceptual import LPIPS
@@ -129,7 +131,8 @@ def _self_still(run: Preview, avatar: Avatar) -> np.ndarray:
     options = run.recipe.evaluation
     store = FrameStore(run.spec.inputs["avatar_dataset"], avatar.config.image_size, "eval", CACHE_MB)
     chosen = choose_frames(_measures(store, np.arange(len(store))), options.still_frames)
-    results = [i for b in reenact_self(avatar, store, np.array(chosen), options.batch_size) for i in b.images_BHW3]
+    drawn = reenact_self(avatar, store, np.array(chosen), options.batch_size, options.self_smoothing)
+    results = [image for batch in drawn for image in batch.images_BHW3]
     truth = [store.frame(i).image for i in chosen]
     store.close()
     return sheet([truth, results], [f"{avatar.subject}: truth", "result"], min(options.panel_size, 256))

@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lavatar.contracts import EXPRESSIONS, StageKind
+from lavatar.contracts import StageKind
+from lavatar.inference.tables import as_text
 from lavatar.platform import ledger
 from lavatar.platform.home import Home
-from lavatar.platform.output import table
 from lavatar.platform.progress import duration
 from lavatar.platform.registry import Registry
-
-METRIC_ROWS = ("self", "cross", "mean_frame", "nearest_frame")
-_IMAGE_METRICS = ("mse", "psnr", "ssim", "lpips")
 
 
 def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
@@ -71,36 +68,6 @@ def report_text(result: Mapping[str, Any]) -> str:
     lines += [f"  metrics {result['metrics_file']}"] if result["metrics_file"] else []
     lines += [f"  model   models:/{m['name']}/{m['version']}" for m in result["models"]]
     if result["metrics"]:
-        lines += ["", metrics_text(result["metrics"])]
+        lines += ["", as_text(result["metrics"])]
     notes = [note for stage in result["stages"] for note in stage["notes"]]
     return "\n".join(lines + [f"note: {note}" for note in notes])
-
-
-def metrics_text(metrics: Mapping[str, Any]) -> str:
-    """One row a prediction: image metrics, then 'r amplitude' of each expression."""
-    rows = []
-    truth = (metrics.get("cross") or {}).get("truth")  # synthetic pairs alone have one
-    for name, values in [*((name, metrics.get(name)) for name in METRIC_ROWS), ("cross_against_truth", truth)]:
-        if not isinstance(values, Mapping):
-            continue
-        expression = values.get("expression") or {}
-        cells = [_number(values.get(m), m) for m in _IMAGE_METRICS]
-        cells += [_pair(expression.get(e)) for e in EXPRESSIONS]
-        rows.append((name.replace("_", " "), *cells))
-    return (
-        table(rows, ("", *(m.upper() for m in _IMAGE_METRICS), *EXPRESSIONS))
-        + "\n(expressions: correlation, amplitude)"
-    )
-
-
-def _number(value: Any, name: str) -> str:
-    if not isinstance(value, (int, float)):
-        return "-"
-    return f"{value:.2f}" if name == "psnr" else f"{value:.5f}" if name == "mse" else f"{value:.3f}"
-
-
-def _pair(value: Any) -> str:
-    if not isinstance(value, Mapping) or value.get("r") is None:
-        return "-"
-    amplitude = value.get("amplitude")
-    return f"{value['r']:.2f} {amplitude:.2f}" if amplitude is not None else f"{value['r']:.2f}"

@@ -102,6 +102,10 @@ def test_an_oracle_is_perfect_and_beats_the_trivial(subjects: tuple[Path, Path])
     for name in MEASURED:
         assert metrics["self"]["expression"][name]["r"] > 0.97
         assert metrics["self"]["expression"][name]["amplitude"] == pytest.approx(1, abs=0.1)
+        assert metrics["self"]["expression"][name]["error"] < 0.3
+    assert metrics["self"]["expression_error"] < 0.3
+    assert 0 < metrics["self"]["spread"]["psnr"] < 5
+    assert metrics["self"]["flicker"] < metrics["mean_frame"]["flicker"] / 3  # what is left is JPEG's
     for trivial in ("mean_frame", "nearest_frame"):
         assert metrics[trivial]["psnr"] < metrics["self"]["psnr"] - 5
         assert metrics[trivial]["face"]["mse"] > metrics["self"]["face"]["mse"]
@@ -114,6 +118,7 @@ def test_a_frozen_face_is_seen(subjects: tuple[Path, Path]) -> None:
     metrics = evaluate_self(oracle(subjects[0], frozen=True), subjects[0], RECIPE).metrics["self"]
     for name in MEASURED:
         assert metrics["expression"][name]["amplitude"] < 0.5  # half-closed lids make gaze uncertain
+        assert metrics["expression"][name]["error"] > 0.9
     assert metrics["psnr"] > 15
 
 
@@ -126,6 +131,9 @@ def test_cross_oracle_meets_the_truth_of_a_synthetic_pair(subjects: tuple[Path, 
         assert cross["expression"][name]["r"] > 0.8  # two meters, eight frames of 64²
         assert cross["truth"]["expression"][name]["r"] > 0.97
     assert cross["truth"]["psnr"] > 30
+    assert cross["truth"]["expression_error"] < 0.3
+    assert cross["truth"]["flicker"] < 3
+    assert "flicker" not in cross  # two people have no common truth
     assert set(evaluation.truth) == set(EXPRESSIONS)
 
 
@@ -134,6 +142,7 @@ def test_max_frames_are_spread(subjects: tuple[Path, Path]) -> None:
     metrics, _ = evaluate(oracle(subjects[0]), subjects[0], recipe)
     assert list(metrics) == ["self", "mean_frame", "nearest_frame"]
     assert metrics["self"]["frames"] == 3
+    assert metrics["self"]["flicker"] is None
     json.dumps(metrics, allow_nan=False)
 
 
@@ -181,7 +190,7 @@ def test_preview_leaves_the_files_of_the_issue(preview: Run) -> None:
         assert {"mse", "psnr", "ssim", "lpips", "expression"} <= set(metrics[row])
     for row in metrics.values():
         assert tuple(row["expression"]) == EXPRESSIONS
-        assert all(set(figure) == {"r", "amplitude"} for figure in row["expression"].values())
+        assert all(set(figure) == {"r", "amplitude", "error"} for figure in row["expression"].values())
     assert {"still", "self", "expression"} <= set(sink.pictures)
     assert sink.metrics["self/psnr"] == pytest.approx(metrics["self"]["psnr"])
     assert any(e.done == e.total for e in sink.events if e.total)
@@ -218,7 +227,7 @@ def test_expression_without_weights_is_null_and_told(
     metrics, notes = evaluate(oracle(people[0]), people[0], RECIPE, oracle_pair(people[1]), people[1])
     assert metrics["self"]["psnr"] > 35
     for row in metrics.values():
-        assert row["expression"] == {name: {"r": None, "amplitude": None} for name in EXPRESSIONS}
+        assert row["expression"] == {name: {"r": None, "amplitude": None, "error": None} for name in EXPRESSIONS}
         assert row["no_face"] == 0
     assert [note for note in notes if "lavatar weights fetch face_landmarker" in note] == list(notes[1:])
     assert len(notes) == 2  # lpips, expression: each told once
@@ -233,7 +242,7 @@ def test_preview_without_weights_shows_everything_else(
     inputs = {**spec.inputs, "avatar_dataset": people[0], "actor_dataset": people[1]}
     result = make_preview(replace(spec, out_dir=tmp_path / "out", inputs=inputs))
     assert all(path.is_file() for path in result.artefacts.values())
-    assert result.metrics["cross"]["expression"]["jaw"] == {"r": None, "amplitude": None}
+    assert result.metrics["cross"]["expression"]["jaw"] == {"r": None, "amplitude": None, "error": None}
     assert sum("lavatar weights fetch face_landmarker" in note for note in result.notes) == 1
 
 

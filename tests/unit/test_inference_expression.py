@@ -8,23 +8,34 @@ import numpy as np
 import pytest
 
 from lavatar.contracts import EXPRESSIONS
-from lavatar.inference.expression import ExpressionSeries, agreement, compare, faces_lost
+from lavatar.inference.expression import ExpressionSeries, agreement, compare, expression_error, faces_lost
 from lavatar.inference.figures import flat, rounded
 from lavatar.inference.panels import choose_frames, curves, fit, labelled, sheet, side_by_side
+
+NOTHING = {"r": None, "amplitude": None, "error": None}
+
+
+def agreed(r: float, amplitude: float, error: float) -> object:
+    return {"r": pytest.approx(r), "amplitude": pytest.approx(amplitude), "error": pytest.approx(error, abs=1e-9)}
 
 
 def test_agreement_in_closed_form() -> None:
     truth = np.sin(np.linspace(0, 20, 200))
-    assert agreement(truth, 0.5 * truth + 3) == {"r": pytest.approx(1.0), "amplitude": pytest.approx(0.5)}
-    assert agreement(truth, -2 * truth) == {"r": pytest.approx(-1.0), "amplitude": pytest.approx(2.0)}
+    truth = (truth - truth.mean()) / truth.std()
+    assert agreement(truth, truth) == agreed(1, 1, 0)
+    assert agreement(truth, 0.5 * truth) == agreed(1, 0.5, 0.5)
+    assert agreement(truth, -2 * truth) == agreed(-1, 2, 3)
+    assert agreement(10 * truth, 5 * truth + 30) == agreed(1, 0.5, np.sqrt(0.5**2 + 3**2))
+    assert agreement(10 * truth, 5 * truth + 30, centred=True) == agreed(1, 0.5, 0.5)
 
 
 def test_frozen_and_unknown_have_no_r() -> None:
     truth = np.sin(np.linspace(0, 20, 200))
-    assert agreement(truth, np.full(200, 0.3)) == {"r": None, "amplitude": pytest.approx(0.0)}
-    assert agreement(np.zeros(200), truth) == {"r": None, "amplitude": None}
-    assert agreement(truth, np.full(200, np.nan)) == {"r": None, "amplitude": None}
-    assert agreement(truth[:2], truth[:2]) == {"r": None, "amplitude": None}
+    frozen = agreement(truth, np.full(200, truth.mean()))
+    assert frozen == {"r": None, "amplitude": pytest.approx(0.0), "error": pytest.approx(1.0)}
+    assert agreement(np.zeros(200), truth) == NOTHING
+    assert agreement(truth, np.full(200, np.nan)) == NOTHING
+    assert agreement(truth[:2], truth[:2]) == NOTHING
 
 
 def test_a_truth_within_the_meters_noise_has_no_r() -> None:
@@ -33,10 +44,12 @@ def test_a_truth_within_the_meters_noise_has_no_r() -> None:
     truth.add({"jaw": 0.1 * wave, "smile": wave, "blink": 0.1 * wave, "gaze": np.full(200, np.nan)})
     result.add(dict.fromkeys(EXPRESSIONS, wave))
     compared = compare(truth, result)
-    assert compared["jaw"] == {"r": None, "amplitude": None}
-    assert compared["smile"] == {"r": pytest.approx(1.0), "amplitude": pytest.approx(1.0)}
-    assert compared["blink"] == {"r": pytest.approx(1.0), "amplitude": pytest.approx(10.0)}
+    assert compared["jaw"] == NOTHING
+    assert compared["smile"] == agreed(1, 1, 0)
+    assert compare(truth, result, centred=True)["blink"] == agreed(1, 10, 9)
     assert truth.still() == ["jaw"], "what is not known is not still"
+    assert expression_error(compared) == pytest.approx(compared["blink"]["error"] / 2)  # smile's is 0
+    assert expression_error({"jaw": compared["jaw"]}) is None
 
 
 def test_frames_without_a_face_do_not_count_but_are_counted() -> None:
@@ -49,8 +62,8 @@ def test_frames_without_a_face_do_not_count_but_are_counted() -> None:
         result.add({n: v[part] for n, v in lost.items()})
     compared = compare(truth, result)
     assert tuple(compared) == EXPRESSIONS
-    assert compared["jaw"] == {"r": pytest.approx(1.0), "amplitude": pytest.approx(1.0)}
-    assert compared["gaze"] == {"r": None, "amplitude": None}
+    assert compared["jaw"] == agreed(1, 1, 0)
+    assert compared["gaze"] == NOTHING
     assert faces_lost(truth, result) == 7
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lavatar.datasets.loader import FrameStore
 from lavatar.inference.baselines import NearestFrame, mean_frame, spread
+from lavatar.inference.flicker import Flicker
 from lavatar.inference.images import ImageScores, Truth, face_side, face_squares, perceptual_metric
 from lavatar.models.perceptual import LPIPS
 from tests.unit.dataset_files import make_dataset
@@ -29,6 +30,43 @@ def test_figures_in_closed_form() -> None:
     assert figures["psnr"] == pytest.approx((2 * 13.9794 + 100) / 3, rel=1e-4)  # equal pictures count as 100 dB
     assert figures["lpips"] is None
     assert figures["face"]["mse"] == pytest.approx(figures["mse"], rel=1e-5)
+    third = np.sqrt(2) / 3  # deviation of two ones and a nought
+    assert figures["spread"]["mse"] == pytest.approx(0.04 * third, rel=1e-5)
+    assert figures["spread"]["psnr"] == pytest.approx((100 - 13.9794) * third, rel=1e-4)
+    assert figures["face"]["spread"]["lpips"] is None
+    assert scores.frames()["mse"] == pytest.approx([0.04, 0.04, 0], rel=1e-5)
+
+
+def test_flicker_is_the_change_that_the_truth_does_not_have() -> None:
+    """The truth moves, the result moves with it and jumps by 6 once, inside the face square and outside."""
+    truth = np.stack([np.full((40, 40, 3), 100 + 5 * t, np.uint8) for t in range(6)])
+    result = truth + 20  # a constant error does not flicker
+    result[3:] -= 6
+    landmarks = np.full((6, 68, 2), 0.5)
+    for cuts in ((6,), (3, 6), (1, 4, 6)):  # however the batches fall
+        flicker, start = Flicker(), 0
+        for end in cuts:
+            part = slice(start, end)
+            flicker.add(result[part], truth[part], landmarks[part], 16, np.arange(10, 16)[part])
+            start = end
+        assert flicker.values == [0, 0, 6, 0, 0]
+        assert flicker.mean() == pytest.approx(1.2)
+        assert flicker.spread() == pytest.approx(2.4)
+
+
+def test_flicker_sees_neighbours_in_the_video_and_the_face_only() -> None:
+    truth = np.full((4, 40, 40, 3), 100, np.uint8)
+    result = truth.copy()
+    result[1, :10] = 0  # far from the square
+    result[2] += 50
+    landmarks = np.full((4, 68, 2), 0.6)
+    flicker = Flicker()
+    flicker.add(result, truth, landmarks, 16, np.array([0, 1, 3, 4]))  # 2 was dropped
+    assert flicker.values == [0, 50]
+    subsampled = Flicker()
+    subsampled.add(result, truth, landmarks, 16, np.array([0, 3, 6, 9]))
+    assert subsampled.mean() is None
+    assert subsampled.spread() is None
 
 
 def test_face_figures_see_the_face_only() -> None:

@@ -487,12 +487,16 @@ def test_live_lines_end_in_a_terminal() -> None:
 
 
 def test_the_table_shows_the_true_transfer_of_synthetic_pairs() -> None:
-    from lavatar.platform.report import metrics_text
+    from lavatar.inference.tables import as_text
 
-    figures = {"psnr": 20.0, "expression": {"jaw": {"r": 0.9, "amplitude": 1.1}}}
-    real = metrics_text({"self": figures, "cross": {"expression": {}}})
-    synthetic = metrics_text({"self": figures, "cross": {"expression": {}, "truth": {**figures, "psnr": 17.5}}})
+    figures = {
+        "psnr": 20.0,
+        "spread": {"psnr": 1.25},
+        "expression": {"jaw": {"r": 0.9, "amplitude": 1.1, "error": 0.4}},
+    }
+    real = as_text({"self": figures, "cross": {"expression": {}}})
+    synthetic = as_text({"self": figures, "cross": {"expression": {}, "truth": {**figures, "psnr": 17.5}}})
     assert "cross against truth" not in real
-    (row,) = [line for line in synthetic.splitlines() if line.strip().startswith("cross against truth")]
-    assert "17.50" in row
-    assert "0.90 1.10" in row
+    picture, expression = (line for line in synthetic.splitlines() if line.startswith("cross against truth"))
+    assert "17.50 ± 1.25" in picture
+    assert "0.90 1.10 0.40" in expression

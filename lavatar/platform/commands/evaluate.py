@@ -19,10 +19,10 @@ def evaluate(avatar: str, actor: str | None, as_json: bool) -> None:
     Beside the results stand the mean and the nearest training frame. Expressions are reported as correlation (r) and
     amplitude (result ÷ truth).
     """
+    from lavatar.inference.tables import as_text
     from lavatar.platform.finished import find_avatar, find_pair
     from lavatar.platform.progress import DisplaySink, open_display
     from lavatar.platform.registry import open_registry
-    from lavatar.platform.report import metrics_text
 
     home = Home.from_environment()
     registry = open_registry(home)
@@ -47,7 +47,5 @@ def evaluate(avatar: str, actor: str | None, as_json: bool) -> None:
             answer_json({"job": found.job, "avatar": avatar, "actor": actor, "metrics": metrics, "notes": notes})
         else:
             answer(
-                "\n".join(
-                    [f"models of job {found.job}", "", metrics_text(metrics), *(f"note: {note}" for note in notes)]
-                )
+                "\n".join([f"models of job {found.job}", "", as_text(metrics), *(f"note: {note}" for note in notes)])
             )

@@ -1,0 +1,35 @@
+"""One kind of result (the model's, or a trivial prediction) with everything that is measured of it against a truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lavatar.inference.expression import ExpressionSeries, compare, expression_error, faces_lost
+from lavatar.inference.flicker import Flicker
+from lavatar.inference.images import ImageScores, Truth
+
+
+@dataclass
+class Candidate:
+    """Its image metrics, its flicker and its expression. Batches are added in order of time."""
+
+    scores: ImageScores
+    flicker: Flicker = field(default_factory=Flicker)
+    expression: ExpressionSeries = field(default_factory=ExpressionSeries)
+
+    def add(self, result_BHW3: np.ndarray, truth: Truth, frame_B: np.ndarray) -> None:
+        """Compare a batch of pictures, uint8. `frame_B`: numbers of the frames in the video."""
+        self.scores.add(result_BHW3, truth)
+        self.flicker.add(result_BHW3, truth.images_BHW3, truth.landmarks_B68x2, truth.side, frame_B)
+
+    def summary(self, truth: ExpressionSeries) -> dict[str, Any]:
+        """A row of metrics.json; expressions against the measures of the truth, both by one meter."""
+        figures = self.scores.summary()
+        figures["flicker"] = self.flicker.mean()
+        figures["spread"]["flicker"] = self.flicker.spread()
+        compared = compare(truth, self.expression)
+        figures |= {"expression": compared, "expression_error": expression_error(compared)}
+        return {**figures, "frames": len(truth.found()), "no_face": faces_lost(truth, self.expression)}

@@ -1,0 +1,117 @@
+"""The figures of metrics.json as tables for people: what stands in which cell, and the tables as text.
+
+No torch here: the command line formats figures that it reads from the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lavatar.contracts import EXPRESSIONS
+
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("self", ("self",)),
+    ("mean frame", ("mean_frame",)),
+    ("nearest frame", ("nearest_frame",)),
+    ("cross", ("cross",)),
+    ("cross against truth", ("cross", "truth")),  # synthetic pairs alone have one
+)
+DIGITS = {"mse": 5, "psnr": 2, "ssim": 3, "lpips": 3, "flicker": 2}
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, the first column naming the row; `legend` says what the numbers are."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: str
+
+
+Figures = Mapping[str, Any]
+
+
+def tables(metrics: Figures) -> list[Table]:
+    """The picture, the face, and the expression; rows and tables that have no figures are left out."""
+    face = tuple(f"face {name.upper()}" for name in ("psnr", "ssim", "lpips"))
+    made = (
+        _table(
+            metrics, "picture", ("MSE", "PSNR", "SSIM", "LPIPS"),
+            lambda row: [spread_cell(row, name) for name in ("mse", "psnr", "ssim", "lpips")],
+            "whole portrait: mean ± standard deviation over the frames",
+        ),
+        _table(
+            metrics, "face", (*face, "flicker"), _face_cells,
+            "flicker: change from frame to frame that the truth does not have, 255ths",
+        ),
+        _table(
+            metrics, "expression", (*EXPRESSIONS, "error"), _expression_cells,
+            "correlation, amplitude (1 is right, 0 a frozen face), error (RMS ÷ deviation of the truth); "
+            "cross: against the actor, each less its own mean",
+        ),
+    )  # fmt: skip
+    return [table for table in made if table.rows]
+
+
+def as_text(metrics: Figures) -> str:
+    """The tables for a terminal, each with its legend below."""
+    return "\n\n".join(f"{aligned(table.header, table.rows)}\n({table.legend})" for table in tables(metrics))
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    )
+
+
+def spread_cell(figures: Figures, name: str) -> str:
+    """'27.48 ± 1.20'; without the spread where it is not known."""
+    return with_spread(figures.get(name), (figures.get("spread") or {}).get(name), DIGITS[name])
+
+
+def with_spread(value: Any, spread: Any, digits: int) -> str:
+    """A figure and its deviation, to so many digits after the point."""
+    if not isinstance(value, (int, float)):
+        return NONE
+    return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if isinstance(spread, (int, float)) else "")
+
+
+def agreement_cell(figures: Any) -> str:
+    """'0.91 1.04 0.42': correlation, amplitude and error of one measure."""
+    if not isinstance(figures, Mapping) or all(value is None for value in figures.values()):
+        return NONE
+    values = (figures.get(name) for name in ("r", "amplitude", "error"))
+    return " ".join(f"{value:.2f}" if isinstance(value, (int, float)) else NONE for value in values)
+
+
+def _face_cells(row: Figures) -> list[str]:
+    face = row.get("face") or {}
+    return [spread_cell(face, name) for name in ("psnr", "ssim", "lpips")] + [spread_cell(row, "flicker")]
+
+
+def _expression_cells(row: Figures) -> list[str]:
+    expression = row.get("expression") or {}
+    error = row.get("expression_error")
+    return [agreement_cell(expression.get(name)) for name in EXPRESSIONS] + [with_spread(error, None, 2)]
+
+
+def _table(
+    metrics: Figures, title: str, columns: tuple[str, ...], cells: Callable[[Figures], list[str]], legend: str
+) -> Table:
+    rows = []
+    for name, place in ROWS:
+        figures: Any = metrics
+        for key in place:
+            figures = (figures or {}).get(key)
+        if isinstance(figures, Mapping):
+            texts = cells(figures)
+            if any(text != NONE for text in texts):
+                rows.append((name, *texts))
+    return Table(title, (title, *columns), tuple(rows), legend)
