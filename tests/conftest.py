@@ -49,6 +49,18 @@ def weights() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def face_recognition() -> Path:
+    """The network of the identity figures."""
+    from lavatar.datasets.weights import find
+    from lavatar.errors import WeightsError
+
+    try:
+        return find("face_recognition")
+    except WeightsError as error:
+        pytest.skip(f"{error.message}: run tests/face_recognition_weights.py, or {error.hint}")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A LAVATAR_HOME of the test's own."""

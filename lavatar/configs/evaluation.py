@@ -20,6 +20,7 @@ class EvaluationConfig(Section):
     nearest_pool: int = Field(2000, ge=1, description="training frames searched for the nearest-frame baseline")
     pose_smoothing: float = Field(1.0, ge=0, description="Gaussian smoothing of a driven head's pose, frames")
     self_smoothing: float = Field(0.0, ge=0, description="the same of the held-out poses in self reenactment")
+    identity_frames: int = Field(16, ge=1, description="frames whose face is compared for identity, spread evenly")
     crf: int = Field(18, ge=0, le=40, description="H.264 quality: 0 lossless, 18 looks like the original")
 
     @model_validator(mode="after")

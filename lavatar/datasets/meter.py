@@ -1,6 +1,7 @@
-"""Design section 8: expression measured on pictures, so that a frozen face cannot win.
+"""Design section 8: expression measured on pictures, so that a frozen face cannot win; and landmarks on the same pass.
 
-A meter looks at portraits alone (rendered or real, before white) and gives the six measures of `contracts.EXPRESSIONS`.
+A meter looks at portraits alone (rendered or real, before white) and gives the six measures of `contracts.EXPRESSIONS`
+and the 68 landmarks.
 It must see result and truth alike: measure both with it, at the same size.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import EXPRESSIONS, FrameMeta
 from lavatar.datasets.shards import Manifest
+from lavatar.datasets.sight import Sight
 from lavatar.datasets.tracking import enlarge, open_tracker
 from lavatar.errors import WeightsError
 
@@ -38,6 +40,10 @@ class ExpressionMeter(Protocol):
         """
         ...
 
+    def look(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> Sight:
+        """The measures and the landmarks of the same pictures, for the price of one look."""
+        ...
+
 
 def meter_for(manifest: Manifest, config: PreprocessConfig) -> ExpressionMeter:
     """The meter of a subject: MediaPipe for real people, one calibrated on its own renders for a synthetic one.
@@ -53,7 +59,7 @@ def meter_for(manifest: Manifest, config: PreprocessConfig) -> ExpressionMeter:
     try:
         return MediapipeMeter()
     except WeightsError as error:
-        return NoMeter(f"expression of real people is null: {error.message}. {error.hint}")
+        return NoMeter(f"expression, landmarks and identity of real people are null: {error.message}. {error.hint}")
 
 
 class MediapipeMeter:
@@ -65,13 +71,18 @@ class MediapipeMeter:
         self._tracker = open_tracker("mediapipe", mode="image")
 
     def measure(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> dict[str, np.ndarray]:
-        rows = [self._measure_one(image) for image in images_BHW3]
-        return {
-            name: np.array([row[name] if row is not None else np.nan for row in rows], np.float64)
+        return self.look(images_BHW3, metas).measures
+
+    def look(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> Sight:
+        found = [self._look_at(image) for image in images_BHW3]
+        measures = {
+            name: np.array([one[0][name] if one is not None else np.nan for one in found], np.float64)
             for name in EXPRESSIONS
         }
+        nowhere = np.full((68, 2), np.nan)
+        return Sight(measures, np.stack([one[1] if one is not None else nowhere for one in found]))
 
-    def _measure_one(self, image: np.ndarray) -> dict[str, float] | None:
+    def _look_at(self, image: np.ndarray) -> tuple[dict[str, float], np.ndarray] | None:
         """White is added around it: the detector misses faces that fill the picture."""
         large, _ = enlarge(np.ascontiguousarray(image), SMALLEST)
         for share in (0.1, 0.4):
@@ -81,7 +92,7 @@ class MediapipeMeter:
             )
             track = self._tracker.track(framed, 0.0)
             if track is not None:
-                return track.expression
+                return track.expression, (track.landmarks68 - border) / large.shape[0]
         return None
 
     def close(self) -> None:
@@ -89,13 +100,17 @@ class MediapipeMeter:
 
 
 class NoMeter:
-    """Stands where a meter's weights are missing: every measure of every picture is nan."""
+    """Stands where a meter's weights are missing: every measure and landmark of every picture is nan."""
 
     def __init__(self, note: str) -> None:
         self.note = note
 
     def measure(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> dict[str, np.ndarray]:
-        return {name: np.full(len(images_BHW3), np.nan) for name in EXPRESSIONS}
+        return self.look(images_BHW3, metas).measures
+
+    def look(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> Sight:
+        count = len(images_BHW3)
+        return Sight({n: np.full(count, np.nan) for n in EXPRESSIONS}, np.full((count, 68, 2), np.nan))
 
 
 def noise_of(meter: ExpressionMeter, images_BHW3: np.ndarray, metas: Sequence[FrameMeta]) -> dict[str, float]:

@@ -7,6 +7,7 @@ as safetensors.
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import json
 import os
@@ -15,99 +16,20 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lavatar.datasets.weights_table import WEIGHTS, Weight
 from lavatar.errors import StorageError, WeightsError
 
 Progress = Callable[[str, int, int], None]
 """name, bytes so far, bytes in all"""
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One file. `url` is the official address; `trunk` says that it is a torchvision file that is to be converted."""
-
-    name: str
-    file: str
-    url: str
-    sha256: str
-    licence: str
-    bytes: int  # 0: not known
-    trunk: str = ""
-    url_sha256: str = ""  # of what is downloaded, where that is not the file itself; torchvision names carry its start
-
-
-WEIGHTS: dict[str, Weight] = {
-    w.name: w
-    for w in (
-        Weight(
-            "face_landmarker",
-            "face_landmarker.task",
-            "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task",
-            "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
-            "Apache-2.0",
-            3_758_596,
-        ),
-        Weight(
-            "rvm",
-            "rvm_mobilenetv3_fp32.onnx",
-            "https://github.com/PeterL1n/RobustVideoMatting/releases/download/v1.0.0/rvm_mobilenetv3_fp32.onnx",
-            "88d4531297118f595bf2fd60f6f566aec2e559393802d1f436c380f0cbbd2828",
-            "GPL-3.0",
-            14_975_696,
-        ),
-        Weight(
-            "selfie_segmenter",
-            "selfie_segmentation.tflite",
-            "https://storage.googleapis.com/mediapipe-assets/selfie_segmentation.tflite?generation=1683332563830600",
-            "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
-            "Apache-2.0",
-            249_505,
-        ),
-        # The author's names carry the first ten digits; the whole digests are those that several public projects pin.
-        Weight(
-            "fan_2d",
-            "2DFAN4-11f355bf06.pth.tar",
-            "https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
-            "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa",
-            "BSD-3-Clause (face-alignment; the file itself states none)",
-            0,
-        ),
-        Weight(
-            "s3fd",
-            "s3fd-619a316812.pth",
-            "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
-            "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543",
-            "BSD-3-Clause (face-alignment; the file itself states none)",
-            89_843_225,
-        ),
-        Weight(
-            "lpips_vgg16",
-            "lpips_vgg16.safetensors",
-            "https://download.pytorch.org/models/vgg16-397923af.pth",
-            "78ea99263c3aa23f7b23fc276be31655facdfdab6e9835d811451c40da2429bb",
-            "BSD-3-Clause (torchvision), BSD-2-Clause (lpips)",
-            58_867_624,
-            trunk="vgg",
-            url_sha256="397923af",
-        ),
-        Weight(
-            "lpips_alexnet",
-            "lpips_alexnet.safetensors",
-            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-            "07fba9c1054c516c9ea98be3961d861999415abf6a4c099979b48a2ea67dc15a",
-            "BSD-3-Clause (torchvision), BSD-2-Clause (lpips)",
-            9_884_816,
-            trunk="alex",
-            url_sha256="7be5be79",
-        ),
-    )
-}
+__all__ = ["WEIGHTS", "Weight"]
 CONV_LAYERS = {"vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alex": (0, 3, 6, 8, 10)}
 FETCH = "lavatar weights fetch"
 
@@ -181,6 +103,8 @@ def fetch(name: str, progress: Progress | None = None, url: str | None = None) -
                 converted = Path(scratch) / weight.file
                 convert_trunk(part, weight.trunk, converted)
                 part = converted
+            if weight.bz2:
+                part = _decompressed(weight, part, url or weight.url)
             _check(weight, part, weight.sha256, url or weight.url)
             os.replace(part, folder / weight.file)
     except PermissionError as error:
@@ -260,7 +184,7 @@ def _download(weight: Weight, url: str, target: Path, progress: Progress | None)
     hint = f"Check the network, or put the file into {folders()[0]} yourself, then run: {FETCH} {weight.name}"
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as file:
-            total = int(answer.headers.get("Content-Length") or (0 if weight.trunk else weight.bytes))
+            total = int(answer.headers.get("Content-Length") or (0 if weight.trunk or weight.bz2 else weight.bytes))
             done = 0
             while block := answer.read(1 << 20):
                 file.write(block)
@@ -272,6 +196,23 @@ def _download(weight: Weight, url: str, target: Path, progress: Progress | None)
         raise WeightsError(f"{weight.file} could not be downloaded from {url} ({reason})", hint) from error
     if done < total:
         raise WeightsError(f"{weight.file}: the download from {url} broke off at {done} of {total} bytes", hint)
+
+
+def _decompressed(weight: Weight, packed: Path, url: str) -> Path:
+    """The file inside a bz2, beside it."""
+    plain = packed.with_name(weight.file)
+    with bz2.open(packed) as source, plain.open("wb") as target:
+        try:
+            while block := source.read(1 << 20):
+                target.write(block)
+        except (OSError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the disk, not of the data
+                raise
+            raise WeightsError(
+                f"{url} is no bz2 file ({error})",
+                f"A proxy may have answered instead. Try again: {FETCH} {weight.name}",
+            ) from error
+    return plain
 
 
 def _check(weight: Weight, path: Path, expected: str, url: str) -> None:

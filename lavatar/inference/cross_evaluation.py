@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from lavatar.configs.evaluation import EvaluationConfig
 from lavatar.configs.recipe import Recipe
 from lavatar.datasets.loader import FrameStore
+from lavatar.datasets.sight import Sight
+from lavatar.inference.baselines import spread
 from lavatar.inference.candidates import Candidate
 from lavatar.inference.expression import ExpressionSeries, compare, expression_error, faces_lost
+from lavatar.inference.identity import WIDTH, Identity, face_descriptor
 from lavatar.inference.images import ImageScores, Truth, face_side
 from lavatar.inference.loading import Avatar
 from lavatar.inference.measured import Evaluation, notes_of, open_meter, series_of
@@ -41,6 +45,7 @@ class CrossEvaluation:
         self.side, self.device = face_side(avatar_store.landmarks_N68x2, self.size), avatar.device
         self.against_truth = Candidate(ImageScores(lpips))
         self.truth_series = ExpressionSeries()
+        self._open_identity(avatar_store, recipe.evaluation)
 
     def __enter__(self) -> CrossEvaluation:
         return self
@@ -48,20 +53,44 @@ class CrossEvaluation:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
+    def _open_identity(self, avatar: FrameStore, options: EvaluationConfig) -> None:
+        """The avatar's own true frames, with which the results are compared."""
+        self.identity = Identity(mean_of_truth=True)
+        measured = spread(len(self.actor), options.max_frames)
+        self.portrayed = measured[spread(len(measured), options.identity_frames)]
+        self.descriptor, self.identity_note = face_descriptor()
+        if self.descriptor is not None:
+            own = [int(i) for i in spread(len(avatar), options.identity_frames)]
+            images = np.stack([avatar.frame(i).image for i in own])
+            sight = self.avatar_meter.look(images, [avatar.metas[i] for i in own])
+            self.identity.add_truth(self.descriptor(images, sight.landmarks_B68x2))
+
     def add(self, index_B: np.ndarray, results_BHW3: np.ndarray, poses: PoseTrack) -> None:
         """Measure a batch: frames of the actor, the avatar's portraits and the poses they were drawn under."""
         metas = [self.actor.metas[int(i)] for i in index_B]
         portraits = np.stack([fit(self.actor.frame(int(i)).image, self.size) for i in index_B])
         self.driver.add(self.actor_meter.measure(portraits, metas))
         drawn = [replace(m, pose=p, camera=self.camera) for m, p in zip(metas, poses.poses(), strict=True)]
-        measured = self.avatar_meter.measure(results_BHW3, drawn)
-        self.result.add(measured)
+        seen = self.avatar_meter.look(results_BHW3, drawn)
+        self.result.add(seen.measures)
+        inside = np.isin(index_B, self.portrayed)
+        found = self._described(results_BHW3, seen, inside)
+        self.identity.add(found)
         if self.truth is not None:
             images, landmarks = self.truth.draw(drawn)
             truth = Truth.of(images, landmarks, self.side, self.device)
             self.against_truth.add(results_BHW3, truth, np.array([meta.frame for meta in metas]))
-            self.against_truth.expression.add(measured)
-            self.truth_series.add(self.avatar_meter.measure(images, drawn))
+            wanted = self.avatar_meter.look(images, drawn)
+            self.truth_series.add(wanted.measures)
+            self.against_truth.add_sight(seen, wanted)
+            self.against_truth.identity.add_truth(self._described(images, wanted, inside))
+            self.against_truth.identity.add(found)
+
+    def _described(self, images_BHW3: np.ndarray, sight: Sight, inside_B: np.ndarray) -> np.ndarray:
+        """Descriptors of the pictures that are chosen for them."""
+        if self.descriptor is None:
+            return np.empty((0, WIDTH))
+        return self.descriptor(images_BHW3[inside_B], sight.landmarks_B68x2[inside_B])
 
     def finish(self) -> Evaluation:
         """The figures of everything added."""
@@ -69,10 +98,12 @@ class CrossEvaluation:
         figures: dict[str, Any] = {
             "expression": compared,
             "expression_error": expression_error(compared),
+            "identity": self.identity.summary(),
             "frames": len(self.driver.found()),
             "no_face": faces_lost(self.driver, self.result),
         }
         if self.truth is not None:
             figures["truth"] = self.against_truth.summary(self.truth_series)
         notes = notes_of("cross", figures, self.driver, self.avatar_meter, self.actor_meter)
+        notes += (self.identity_note,) if self.identity_note else ()
         return Evaluation({"cross": figures}, self.driver.series(), self.result.series(), notes)

@@ -45,8 +45,10 @@ def tables(metrics: Figures) -> list[Table]:
             "whole portrait: mean ± standard deviation over the frames",
         ),
         _table(
-            metrics, "face", (*face, "flicker"), _face_cells,
-            "flicker: change from frame to frame that the truth does not have, 255ths",
+            metrics, "face", (*face, "flicker", "mouth", "eyes", "identity"), _face_cells,
+            "flicker: change from frame to frame that the truth does not have, 255ths; mouth, eyes: error of the "
+            "landmarks, % of the inter-ocular distance; identity: distance of the face descriptors (true frames among "
+            "themselves), one person below 0.6",
         ),
         _table(
             metrics, "expression", (*EXPRESSIONS, "error"), _expression_cells,
@@ -92,8 +94,23 @@ def agreement_cell(figures: Any) -> str:
 
 
 def _face_cells(row: Figures) -> list[str]:
-    face = row.get("face") or {}
-    return [spread_cell(face, name) for name in ("psnr", "ssim", "lpips")] + [spread_cell(row, "flicker")]
+    face, landmarks = row.get("face") or {}, row.get("landmark_error") or {}
+    cells = [spread_cell(face, name) for name in ("psnr", "ssim", "lpips")] + [spread_cell(row, "flicker")]
+    for name in ("mouth", "eyes"):
+        mean, spread = landmarks.get(name), (landmarks.get("spread") or {}).get(name)
+        cells.append(with_spread(_percent(mean), _percent(spread), 1))
+    return [*cells, identity_cell(row.get("identity") or {})]
+
+
+def identity_cell(figures: Figures) -> str:
+    """'0.31 ± 0.05 (0.28)': distance, its deviation, and that among the true frames."""
+    reference = (figures.get("reference") or {}).get("distance")
+    text = with_spread(figures.get("distance"), (figures.get("spread") or {}).get("distance"), 2)
+    return text + (f" ({reference:.2f})" if text != NONE and isinstance(reference, (int, float)) else "")
+
+
+def _percent(value: Any) -> float | None:
+    return 100 * value if isinstance(value, (int, float)) else None
 
 
 def _expression_cells(row: Figures) -> list[str]:

@@ -158,7 +158,11 @@ class _Builder:
     ) -> PlannedStage:
         # Names are drawn into the pictures; metrics of weights that were missing are measured once they are there.
         keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key, "pair": pair.key}
-        optional = ("lpips_alexnet", *(() if avatar.synthetic and actor.synthetic else ("face_landmarker",)))
+        optional = (
+            "lpips_alexnet",
+            "face_recognition",
+            *(() if avatar.synthetic and actor.synthetic else ("face_landmarker",)),
+        )
         present = tuple(name for name in optional if weights_present(name))
         key = self._key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, present)
         inputs = {

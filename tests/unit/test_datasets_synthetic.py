@@ -238,3 +238,48 @@ def test_meter_reads_all_six_from_sharp_and_soft_pictures() -> None:
             assert 0.9 < a.std() / b.std() < 1.1, name
     guessed = meter.measure(np.stack(small), None)
     assert np.corrcoef(guessed["jaw"], [e.jaw for e, _ in acted])[0, 1] > 0.95
+
+
+def test_meter_finds_the_landmarks_of_mouth_and_eyes_where_they_are() -> None:
+    """Sharp, soft, and moved by two pixels of 128 against the pose that the meter is told."""
+    camera = default_camera(256)
+    affine = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+    images, metas, truth = [], [], []
+    for expression, pose in performance(77, 240)[::6]:
+        rgb, _, points = render(BEN, expression, pose, camera)
+        images.append(cv2.resize(np.rint(rgb * 255).astype(np.uint8), (128, 128), interpolation=cv2.INTER_AREA))
+        metas.append(FrameMeta(0, 0.0, "eval", (), pose, camera, affine, affine, 1.0))
+        truth.append(points / 256)
+    truth_B68x2 = np.stack(truth)
+    between_B1 = np.linalg.norm(truth_B68x2[:, 36] - truth_B68x2[:, 45], axis=1)[:, None]
+    meter = SyntheticMeter(BEN)
+    for blur, shift in ((0.0, (0, 0)), (1.0, (0, 0)), (0.7, (2, 0)), (0.7, (0, 2)), (0.7, (-2, -2))):
+        move = np.array([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]])
+        moved = [cv2.warpAffine(i, move, (128, 128), borderMode=cv2.BORDER_REPLICATE) for i in images]
+        soft = [cv2.GaussianBlur(i, (0, 0), blur) if blur else i for i in moved]
+        sight = meter.look(np.stack(soft), metas)
+        off = (sight.landmarks_B68x2 - truth_B68x2 - np.array(shift) / 128) / between_B1[..., None]
+        error = np.linalg.norm(off, axis=2)
+        assert error[:, 36:48].mean() < 0.008, (blur, shift)
+        assert error[:, 48:68].mean() < 0.012, (blur, shift)
+        found = (sight.landmarks_B68x2 - truth_B68x2)[:, 36:68].mean((0, 1)) * 128
+        assert np.abs(found - shift).max() < 0.3  # pixels
+    measured = meter.measure(np.stack(soft), metas)
+    assert all(np.array_equal(measured[name], sight.measures[name], equal_nan=True) for name in EXPRESSIONS)
+
+
+def test_meter_sees_a_mouth_that_is_in_the_wrong_place() -> None:
+    """Only the mouth is moved: its landmarks say so, and those of the eyes stay."""
+    camera, pose = default_camera(128), default_pose(0, 0, 0)
+    rgb, _, points = render(BEN, Expression(jaw=0.4, smile=0.3), pose, camera)
+    image = np.rint(rgb * 255).astype(np.uint8)
+    affine = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+    meta = FrameMeta(0, 0.0, "eval", (), pose, camera, affine, affine, 1.0)
+    x, y = points[48:68].mean(0)
+    inside = np.hypot(*(np.indices((128, 128))[::-1] + 0.5 - np.array([x, y])[:, None, None]))
+    weight = np.clip((26 - inside) / 6, 0, 1)[..., None]  # a disc around the mouth, faded over six pixels
+    moved = (weight * np.roll(image, 2, axis=1) + (1 - weight) * image).round().astype(np.uint8)
+    sight = SyntheticMeter(BEN).look(np.stack([image, moved]), [meta, meta])
+    step = (sight.landmarks_B68x2[1] - sight.landmarks_B68x2[0]) * 128
+    assert step[48:68].mean(0) == pytest.approx([2, 0], abs=0.4)
+    assert np.abs(step[36:48]).max() < 0.4

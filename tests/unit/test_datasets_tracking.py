@@ -247,6 +247,13 @@ def test_meter_works_on_small_portraits_before_white(frames: list[np.ndarray], t
     assert np.isfinite(got["jaw"]).all()
     for name in ("jaw", "gaze"):
         assert np.corrcoef(got[name], [track.expression[name] for track in tracked])[0, 1] > 0.9
+    sight = meter.look(small)
+    assert all(np.array_equal(sight.measures[name], got[name]) for name in EXPRESSIONS)
+    for found, track, frame in zip(sight.landmarks_B68x2, tracked, frames, strict=True):
+        truth = track.landmarks68 / frame.shape[1::-1]
+        between = np.linalg.norm(truth[36] - truth[45])
+        assert np.linalg.norm(found - truth, axis=1).mean() < 0.03 * between  # seen at a quarter of the size
+    assert np.isnan(meter.look(np.full((1, 128, 128, 3), 255, np.uint8)).landmarks_B68x2).all()
     blank = meter.measure(np.full((1, 128, 128, 3), 255, np.uint8))
     assert all(np.isnan(values).all() for values in blank.values())
 

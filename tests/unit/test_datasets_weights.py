@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -144,3 +145,22 @@ def test_a_trunk_that_runs_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"evil\.pth"):
         room.convert_trunk(source, "vgg", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_comes_compressed_is_unpacked_and_then_checked(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(room.WEIGHTS, "toy", replace(room.WEIGHTS["toy"], bz2=True))
+    packed = tmp_path / "f.bin.bz2"
+    packed.write_bytes(bz2.compress(CONTENT))
+    assert room.fetch("toy", url=packed.as_uri()).read_bytes() == CONTENT
+    assert [p.name for p in place.iterdir()] == ["toy.bin"]
+    (place / "toy.bin").unlink()
+    for wrong in (CONTENT, bz2.compress(CONTENT)[:-9]):
+        packed.write_bytes(wrong)
+        with pytest.raises(WeightsError, match="no bz2 file"):
+            room.fetch("toy", url=packed.as_uri())
+    packed.write_bytes(bz2.compress(CONTENT + b"!"))
+    with pytest.raises(WeightsError, match=r"is not toy\.bin"):
+        room.fetch("toy", url=packed.as_uri())
+    assert list(place.iterdir()) == []

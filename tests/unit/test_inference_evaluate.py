@@ -105,6 +105,9 @@ def test_an_oracle_is_perfect_and_beats_the_trivial(subjects: tuple[Path, Path])
         assert metrics["self"]["expression"][name]["error"] < 0.3
     assert metrics["self"]["expression_error"] < 0.3
     assert 0 < metrics["self"]["spread"]["psnr"] < 5
+    for region in ("mouth", "eyes"):
+        assert metrics["self"]["landmark_error"][region] < 0.02
+        assert metrics["nearest_frame"]["landmark_error"][region] > metrics["self"]["landmark_error"][region]
     assert metrics["self"]["flicker"] < metrics["mean_frame"]["flicker"] / 3  # what is left is JPEG's
     for trivial in ("mean_frame", "nearest_frame"):
         assert metrics[trivial]["psnr"] < metrics["self"]["psnr"] - 5
@@ -133,8 +136,21 @@ def test_cross_oracle_meets_the_truth_of_a_synthetic_pair(subjects: tuple[Path, 
     assert cross["truth"]["psnr"] > 30
     assert cross["truth"]["expression_error"] < 0.3
     assert cross["truth"]["flicker"] < 3
+    assert cross["truth"]["landmark_error"]["mouth"] < 0.02
     assert "flicker" not in cross  # two people have no common truth
+    assert "landmark_error" not in cross
     assert set(evaluation.truth) == set(EXPRESSIONS)
+
+
+def test_identity_of_the_result_is_that_of_the_truth(subjects: tuple[Path, Path], face_recognition: Path) -> None:
+    metrics, _ = evaluate(oracle(subjects[0]), subjects[0], RECIPE, oracle_pair(subjects[1]), subjects[1])
+    for row in (metrics["self"], metrics["cross"]["truth"]):
+        assert row["identity"]["distance"] < 0.15
+        assert row["identity"]["distance"] < row["identity"]["reference"]["distance"]
+    assert metrics["cross"]["identity"]["distance"] == pytest.approx(
+        metrics["cross"]["identity"]["reference"]["distance"], abs=0.1
+    )
+    assert metrics["mean_frame"]["identity"]["distance"] is None
 
 
 def test_max_frames_are_spread(subjects: tuple[Path, Path]) -> None:
@@ -229,8 +245,11 @@ def test_expression_without_weights_is_null_and_told(
     for row in metrics.values():
         assert row["expression"] == {name: {"r": None, "amplitude": None, "error": None} for name in EXPRESSIONS}
         assert row["no_face"] == 0
-    assert [note for note in notes if "lavatar weights fetch face_landmarker" in note] == list(notes[1:])
-    assert len(notes) == 2  # lpips, expression: each told once
+        assert row["identity"]["distance"] is None
+    assert metrics["self"]["landmark_error"]["mouth"] is None
+    assert [note for note in notes if "lavatar weights fetch face_landmarker" in note] == [notes[1]]
+    assert "lavatar weights fetch face_recognition" in notes[2]
+    assert len(notes) == 3  # lpips, expression, identity: each told once
     json.dumps(metrics, allow_nan=False)
 
 

@@ -124,7 +124,7 @@ def test_the_evaluation_of_real_people_does_not_refuse_without_weights(monkeypat
     people = [Person(name, name, VideoSource(name, path=Path(f"{name}.mp4"))) for name in ("A", "B")]
     preview = planning.plan(HOME.root, HOME.out_dir, people[0], people[1], tiny()).stage(StageKind.PREVIEW)
     planning.require_weights([preview])
-    assert preview.optional_weights == ("lpips_alexnet", "face_landmarker")
+    assert preview.optional_weights == ("lpips_alexnet", "face_recognition", "face_landmarker")
     monkeypatch.setattr(planning, "weights_present", lambda name: True)
     again = planning.plan(HOME.root, HOME.out_dir, people[0], people[1], tiny()).stage(StageKind.PREVIEW)
     assert again.key != preview.key  # measured once they are there
