@@ -127,7 +127,8 @@ def pair_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
 
     def ynet(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
         avatar = read_frozen_avatar(spec.inputs["avatar"]) if joint else None
-        return YNetTask(recipe, store("avatar_dataset"), store("actor_dataset"), avatar, worker.rank, worker.world)
+        stores = {"avatar": store("avatar_dataset"), "actor": store("actor_dataset")}
+        return YNetTask(recipe, stores, avatar, worker.rank, worker.world)
 
     def mapping(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
         first = before[0]

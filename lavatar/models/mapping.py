@@ -1,9 +1,12 @@
 """Sec. 4.2: the MLP from the shared code γ to the avatar's own code θ_p.
 
-Shapes: B batch, N frames, G code γ, D code θ, L landmark read-out, F what the MLP reads (G, or L + G).
+Shapes: B batch, N frames, M frames of an actor, 2 the avatar and its actor (its actors in a network of many subjects),
+G code γ, D code θ, L landmark read-out, F what the MLP reads (G, or L + G).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +37,17 @@ class MappingMLP(nn.Module):
     readout_LG: Tensor
     readout_L: Tensor
 
-    def __init__(self, config: MappingConfig, gamma_dim: int, theta_dim: int, landmark_dim: int = 0) -> None:
+    def __init__(
+        self,
+        config: MappingConfig,
+        gamma_dim: int,
+        theta_dim: int,
+        landmark_dim: int = 0,
+        subjects: Sequence[Subject] = SUBJECTS,
+    ) -> None:
+        """`subjects`: the avatar, then its actors; each has statistics of its own for `align`."""
         super().__init__()
+        self.subjects = tuple(subjects)
         self.alignment = config.align
         self.reads_landmarks = config.reads == "landmarks"
         read = landmark_dim if self.reads_landmarks else 0
@@ -46,8 +58,8 @@ class MappingMLP(nn.Module):
             self.register_buffer("readout_L", torch.zeros(read))
             gain_F[read:] = config.code_share
         self.layers = mlp((read + gamma_dim, *config.hidden, theta_dim))
-        self.register_buffer("mean_2F", torch.zeros(2, read + gamma_dim))
-        self.register_buffer("deviation_2F", torch.ones(2, read + gamma_dim))
+        self.register_buffer("mean_2F", torch.zeros(len(self.subjects), read + gamma_dim))
+        self.register_buffer("deviation_2F", torch.ones(len(self.subjects), read + gamma_dim))
         self.register_buffer("gain_F", gain_F)
         self.register_buffer("noise_F", noise_F, persistent=False)
 
@@ -68,35 +80,38 @@ class MappingMLP(nn.Module):
         """Take the statistics of one subject's codes over its training frames.
 
         mean: each subject's mean becomes 0; rest: the mean of its frames at rest (`rest`, a mask) does. Both leave one
-        deviation for the two subjects. deviation: each subject's mean becomes 0 and its deviation 1.
+        deviation, the avatar's, for all subjects. deviation: each subject's mean becomes 0 and its deviation 1.
         """
-        which, feature_NF = SUBJECTS.index(subject), self.features(gamma_NG)
+        which, feature_NF = self.subjects.index(subject), self.features(gamma_NG)
         centre_NF = feature_NF[rest_N] if self.alignment == "rest" and rest_N is not None else feature_NF
         self.mean_2F[which] = centre_NF.mean(0)
         deviation_F = (feature_NF.var(0) + self.noise_F.square()).sqrt()
         if self.alignment == "deviation":
             self.deviation_2F[which] = deviation_F
-        elif subject == "avatar":
+        elif which == 0:
             self.deviation_2F[:] = deviation_F
 
     def aligned(self, gamma_BG: Tensor, subject: Subject) -> Tensor:
         """The MLP's input: B×F."""
-        which = SUBJECTS.index(subject)
+        which = self.subjects.index(subject)
         return (self.features(gamma_BG) - self.mean_2F[which]) / self.deviation_2F[which] * self.gain_F
 
     @torch.no_grad()
-    def begin_with(self, gamma_NG: Tensor, theta_ND: Tensor, config: MappingConfig, actor_MG: Tensor) -> None:
+    def begin_with(
+        self, gamma_NG: Tensor, theta_ND: Tensor, config: MappingConfig, actors: Mapping[Subject, Tensor]
+    ) -> None:
         """A mapping without hidden layers begins at the ridge regression of the avatar's θ on its γ (Eq. 8 solved).
 
-        With `unseen` it relies little on directions in which the actor's codes vary and the avatar's do not: a face
-        that never pursed its lips has no θ for it, and whatever happened to go with their noise would be driven.
+        With `unseen` it relies little on directions in which the codes of the actors (M×G each) vary and the avatar's
+        do not: a face that never pursed its lips has no θ for it, and whatever happened to go with their noise would
+        be driven.
         """
         (layer,) = self.layers
         assert isinstance(layer, nn.Linear)
-        input_NF = self.aligned(gamma_NG, "avatar")
+        input_NF = self.aligned(gamma_NG, self.subjects[0])
         noise_FF = None
         if config.unseen > 0:
-            actor_MF = self.aligned(actor_MG, "actor")
+            actor_MF = torch.cat([self.aligned(gamma_MG, actor) for actor, gamma_MG in actors.items()])
             noise_FF = config.unseen * unseen_covariance(input_NF - input_NF.mean(0), actor_MF)
         begin_at_regression(layer, input_NF, theta_ND, config.ridge, noise_FF)
         # what regression cannot explain it leaves out; the driven code shall vary as θ does

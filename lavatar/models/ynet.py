@@ -1,12 +1,12 @@
-"""Sec. 4.1: the Y-shaped network, one shared encoder and a decoder for each of two subjects.
+"""Sec. 4.1: the Y-shaped network, one shared encoder and a decoder for each of two subjects, or of more.
 
 Shapes: B batch, H face_size, C channels, D code (γ).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,7 +14,9 @@ from lavatar.configs.pair import YNetConfig
 from lavatar.models.encoder import StridedEncoder
 from lavatar.models.encoder_whitened import WhitenedEncoder
 
-Subject = Literal["avatar", "actor"]
+Subject = str
+"""A subject of the network: "avatar" or "actor" in a pair, any name without dots in a network of more."""
+
 SUBJECTS: tuple[Subject, Subject] = ("avatar", "actor")
 
 
@@ -55,17 +57,23 @@ def _body(config: YNetConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(config.decoder_widths[-1], 3, 1), nn.Sigmoid())
 
 
-class YNetwork(nn.Module):
-    """Sec. 4.1: E_shared, D_ava, D_act. With `shared_neck` the first layers of both decoders are one module, `neck`."""
+def _decoder(config: YNetConfig) -> nn.Sequential:
+    """What one subject has for itself."""
+    return _body(config) if config.shared_neck else nn.Sequential(_neck(config), _body(config))
 
-    def __init__(self, config: YNetConfig) -> None:
+
+class YNetwork(nn.Module):
+    """Sec. 4.1: E_shared, D_ava, D_act; a decoder for each of `subjects` where these are not the two of a pair.
+
+    With `shared_neck` the first layers of all decoders are one module, `neck`.
+    """
+
+    def __init__(self, config: YNetConfig, subjects: Sequence[Subject] = SUBJECTS) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.subjects = config, tuple(subjects)
         self.encoder = _encoder(config)
         self.neck = _neck(config) if config.shared_neck else nn.Identity()
-        self.decoders = nn.ModuleDict(
-            {s: _body(config) if config.shared_neck else nn.Sequential(_neck(config), _body(config)) for s in SUBJECTS}
-        )
+        self.decoders = nn.ModuleDict({s: _decoder(config) for s in self.subjects})
         self.readout = nn.Linear(config.code_dim, config.landmarks) if config.landmarks else None
 
     def encode(self, face_B3HH: Tensor) -> Tensor:
@@ -74,11 +82,6 @@ class YNetwork(nn.Module):
         return gamma_BD
 
     def decode(self, gamma_BD: Tensor, subject: Subject) -> Tensor:
-        """D_ava(γ) or D_act(γ): B×D → B×3×H×H in [0, 1]."""
+        """D_ava(γ) or D_act(γ), the decoder of `subject`: B×D → B×3×H×H in [0, 1]."""
         face_B3HH: Tensor = self.decoders[subject](self.neck(gamma_BD))
         return face_B3HH
-
-
-def other(subject: Subject) -> Subject:
-    """The subject of the pair that this one is not."""
-    return "actor" if subject == "avatar" else "avatar"

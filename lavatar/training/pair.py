@@ -1,11 +1,11 @@
-"""The Y-shaped network (Sec. 4.1) and the mapping MLP (Sec. 4.2) in training.
+"""The Y-shaped network (Sec. 4.1) and the mapping MLP (Sec. 4.2) in training: of a pair, or one of many subjects.
 
 Shapes: B batch, N frames, H face side, G code γ, D code θ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.losses import eq5, eq6, eq7, eq8
 from lavatar.models.mapping import MappingMLP
 from lavatar.models.regression import begin_at_regression
-from lavatar.models.ynet import SUBJECTS, Subject, YNetwork, other
+from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
 from lavatar.training.avatar import BEGIN_FRAMES, at_side, sheet
 from lavatar.training.emphasis import feature_weights
@@ -27,6 +27,7 @@ from lavatar.training.shape import LOWER_LIP, UPPER_LIP, expression_shape, white
 from lavatar.training.tasks import ParamGroup
 
 PICTURES = 6
+MOST_BEGIN_FRAMES = 4 * BEGIN_FRAMES  # of all subjects of a network together: a square matrix of this side is solved
 CHUNK = 64
 AT_REST = 0.2
 READOUT_RIDGE = 0.003
@@ -93,9 +94,9 @@ def in_face_crop(store: FrameStore, points_NP2: Sequence[Sequence[tuple[float, f
     return np.asarray(moved / store.manifest.face_size, np.float32)
 
 
-def build_mapping(recipe: Recipe) -> MappingMLP:
+def build_mapping(recipe: Recipe, subjects: Sequence[Subject] = SUBJECTS) -> MappingMLP:
     """The mapping MLP of a recipe."""
-    return MappingMLP(recipe.mapping, recipe.ynet.code_dim, recipe.avatar.code_dim, recipe.ynet.landmarks)
+    return MappingMLP(recipe.mapping, recipe.ynet.code_dim, recipe.avatar.code_dim, recipe.ynet.landmarks, subjects)
 
 
 class PairModule(nn.Module):
@@ -108,22 +109,26 @@ class PairModule(nn.Module):
 
 
 class YNetTask:
-    """TrainingTask of Sec. 4.1, Eq. 5-7. `avatar` is needed only where the mapping is trained jointly."""
+    """TrainingTask of Sec. 4.1, Eq. 5-7. `avatar` is needed only where the mapping is trained jointly.
+
+    `stores` are the frames of each subject: of "avatar" and "actor", or of more under other names. Those in `avatars`
+    take the avatar's weights of the losses, the others the actor's.
+    """
 
     module: PairModule
 
     def __init__(
         self,
         recipe: Recipe,
-        avatar_store: FrameStore,
-        actor_store: FrameStore,
+        stores: Mapping[Subject, FrameStore],
         avatar: LatentAvatar | None = None,
         rank: int = 0,
         world: int = 1,
+        avatars: Collection[Subject] = SUBJECTS[:1],
     ) -> None:
         self.recipe, self.rank, self.world, self.avatar = recipe, rank, world, avatar
         self.loss, self.training = recipe.ynet_loss, recipe.ynet_training
-        self.stores: dict[Subject, FrameStore] = {"avatar": avatar_store, "actor": actor_store}
+        self.stores, self.subjects, self.avatars = stores, tuple(stores), frozenset(avatars)
         self.sources = {
             subject: FaceSource(recipe, store, self.training.batch_size, 2 * self.training.seed + i)
             for i, (subject, store) in enumerate(self.stores.items())
@@ -134,7 +139,7 @@ class YNetTask:
             mapping = None
             if recipe.mapping.joint:
                 mapping = build_mapping(recipe)
-            self.module = PairModule(YNetwork(recipe.ynet), mapping)
+            self.module = PairModule(YNetwork(recipe.ynet, self.subjects), mapping)
         self._begin()
 
     @torch.no_grad()
@@ -143,7 +148,8 @@ class YNetTask:
         encoder = self.ynet.encoder
         if not isinstance(encoder, WhitenedEncoder):
             return
-        drawn = [self.sources[subject].drawn(BEGIN_FRAMES // 2) for subject in SUBJECTS]
+        count = min(BEGIN_FRAMES // 2, MOST_BEGIN_FRAMES // len(self.subjects))
+        drawn = [source.drawn(count) for source in self.sources.values()]
         encoder.begin_with(*(faces_N3HH for faces_N3HH, _ in drawn))
         if self.ynet.readout is not None:
             gamma_NG = torch.cat([encoder(part) for faces_N3HH, _ in drawn for part in faces_N3HH.split(CHUNK)])
@@ -156,15 +162,21 @@ class YNetTask:
         return self.module.ynet
 
     def chosen(self, step: int) -> tuple[Subject, ...]:
-        """Sec. 4.1: the subject drawn at random for this step, the same on every worker; or both."""
+        """Sec. 4.1: the subject drawn at random for this step, the same on every worker; or both (all of them)."""
         if self.loss.subjects == "both":
-            return SUBJECTS
-        return (SUBJECTS[int(np.random.default_rng((self.training.seed, 2, step)).integers(2))],)
+            return self.subjects
+        return (self.subjects[int(np.random.default_rng((self.training.seed, 2, step)).integers(len(self.subjects)))],)
+
+    def rival(self, subject: Subject, step: int) -> Subject:
+        """Whose decoder the cycle of `subject` goes through: the other one of a pair, of more one drawn at random."""
+        which = self.subjects.index(subject)
+        others = self.subjects[which + 1 :] + self.subjects[:which]
+        return others[int(np.random.default_rng((self.training.seed, 3, step, which)).integers(len(others)))]
 
     def param_groups(self) -> list[ParamGroup]:
         """Shared encoder (with a shared neck and a joint mapping), and one group a decoder."""
         rate = self.training.learning_rate
-        own = {f"decoder_{s}": list(self.ynet.decoders[s].parameters()) for s in SUBJECTS}
+        own = {f"decoder_{s}": list(self.ynet.decoders[s].parameters()) for s in self.subjects}
         taken = {id(p) for parameters in own.values() for p in parameters}
         shared = [p for p in self.module.parameters() if id(p) not in taken]
         groups = {"shared": shared, **own}
@@ -183,7 +195,7 @@ class YNetTask:
         totals: list[Tensor] = []
         for subject, faces in batch.items():
             gamma_BG = self.ynet.encode(faces.input_B3HH)
-            own = self.subject_losses(faces, gamma_BG, subject)
+            own = self.subject_losses(faces, gamma_BG, subject, self.rival(subject, step))
             totals.append(own.pop("total"))
             if subject == "avatar" and self.module.mapping is not None:
                 assert self.avatar is not None
@@ -198,9 +210,9 @@ class YNetTask:
             terms |= {f"{subject}_{name}": value for name, value in own.items()}
         return {**terms, "total": torch.stack(totals).sum()}
 
-    def subject_losses(self, faces: FaceBatch, gamma_BG: Tensor, subject: Subject) -> dict[str, Tensor]:
-        """Eq. 5-7 with `subject` in the place of the text's actor."""
-        which, rival = SUBJECTS.index(subject), other(subject)
+    def subject_losses(self, faces: FaceBatch, gamma_BG: Tensor, subject: Subject, rival: Subject) -> dict[str, Tensor]:
+        """Eq. 5-7 with `subject` in the place of the text's actor and `rival` in that of its avatar."""
+        which = 0 if subject in self.avatars else 1
         target, weight = faces.face_B3HH, faces.weight_B1HH
         reconstruction = eq5(self.ynet.decode(gamma_BG, subject), target, self.loss, weight)
         with torch.set_grad_enabled(self.loss.cross_gradient and torch.is_grad_enabled()):
@@ -215,7 +227,7 @@ class YNetTask:
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, np.ndarray]:
-        """For each subject: its faces, the reconstructions, and the other subject with the same expression."""
+        """For each subject: its faces, the reconstructions, and another subject with the same expression."""
         self.module.eval()
         device = next(self.module.parameters()).device
         pictures = {}
@@ -223,7 +235,7 @@ class YNetTask:
             chosen = np.linspace(0, len(source.store) - 1, PICTURES).astype(int)
             face = source.faces(chosen).to(device)
             gamma = self.ynet.encode(face)
-            drawn = [self.ynet.decode(gamma, subject), self.ynet.decode(gamma, other(subject))]
+            drawn = [self.ynet.decode(gamma, subject), self.ynet.decode(gamma, self.rival(subject, step))]
             pictures[f"{subject}_truth_own_swapped"] = sheet([face, *drawn])
         return pictures
 
@@ -236,45 +248,61 @@ class YNetTask:
 
 @dataclass(frozen=True)
 class MappingBatch:
-    """Faces of the avatar, and of the actor where the mapping also learns from swapped faces."""
+    """Faces of the avatar, and of the actor `driver` where the mapping also learns from swapped faces."""
 
     avatar: FaceBatch
     actor: FaceBatch | None
+    driver: Subject
 
 
 class MappingTask:
-    """TrainingTask of Sec. 4.2, Eq. 8: everything but the mapping MLP is frozen."""
+    """TrainingTask of Sec. 4.2, Eq. 8: everything but the mapping MLP is frozen.
+
+    `subjects` are the one whose avatar it is, and then the actors that are to drive it.
+    """
 
     module: MappingMLP
 
-    def __init__(self, recipe: Recipe, ynet: YNetTask, avatar: LatentAvatar, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        ynet: YNetTask,
+        avatar: LatentAvatar,
+        rank: int = 0,
+        world: int = 1,
+        subjects: Sequence[Subject] = SUBJECTS,
+    ) -> None:
         self.recipe, self.rank, self.world = recipe, rank, world
+        self.own, self.actors = subjects[0], tuple(subjects[1:])
         self.training = recipe.mapping_training
         self.ynet = ynet.ynet.eval().requires_grad_(False)
         self.avatar = avatar.eval().requires_grad_(False)
         self.sources = {
-            subject: FaceSource(recipe, store, self.training.batch_size, 2 * self.training.seed + 100 + i)
-            for i, (subject, store) in enumerate(ynet.stores.items())
+            subject: FaceSource(
+                recipe, ynet.stores[subject], self.training.batch_size, 2 * self.training.seed + 100 + i
+            )
+            for i, subject in enumerate(subjects)
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
-            self.module = build_mapping(recipe)
+            self.module = build_mapping(recipe, subjects)
         self._begin()
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """Statistics of both subjects' codes, and the regression that a linear mapping begins at."""
+        """Statistics of all subjects' codes, and the regression that a linear mapping begins at."""
         config, readout = self.recipe.mapping, self.ynet.readout
         if readout is not None and self.module.reads_landmarks:
             self.module.read_through(readout.cpu())
         if config.align != "none":
-            for subject in SUBJECTS:
+            for subject in self.sources:
                 gamma_NG = self._codes(subject)
                 self.module.align(subject, gamma_NG, self._at_rest(gamma_NG))
         if not config.hidden and self.recipe.pair_learning.regression:
-            faces_N3HH, _ = self.sources["avatar"].drawn(self.recipe.pair_learning.align_frames)
+            faces_N3HH, _ = self.sources[self.own].drawn(self.recipe.pair_learning.align_frames)
             theta_ND = torch.cat([theta_of(self.avatar, part) for part in faces_N3HH.split(CHUNK)])
-            self.module.begin_with(self._codes("avatar"), theta_ND, config, self._codes("actor"))
+            actors = {actor: self._codes(actor) for actor in self.actors}
+            self.module.begin_with(self._codes(self.own), theta_ND, config, actors)
 
     def _at_rest(self, gamma_NG: Tensor) -> Tensor | None:
         """The frames whose mouth is open least, by what γ says of the lips; None where it says nothing."""
@@ -298,9 +326,10 @@ class MappingTask:
         return {"mapping"}
 
     def batches(self, step: int) -> MappingBatch:
+        driver = self.actors[int(np.random.default_rng((self.training.seed, 4, step)).integers(len(self.actors)))]
         swaps = self.recipe.pair_learning.swapped > 0
-        actor = self.sources["actor"].batch(step, self.rank, self.world) if swaps else None
-        return MappingBatch(self.sources["avatar"].batch(step, self.rank, self.world), actor)
+        actor = self.sources[driver].batch(step, self.rank, self.world) if swaps else None
+        return MappingBatch(self.sources[self.own].batch(step, self.rank, self.world), actor, driver)
 
     def losses(self, batch: MappingBatch, step: int) -> dict[str, Tensor]:
         """Eq. 8; with `swapped`, also for actor frames, θ being read off the avatar's face that the Y-network draws."""
@@ -308,14 +337,14 @@ class MappingTask:
         with torch.no_grad():
             theta_BD = theta_of(self.avatar, batch.avatar.face_B3HH)
             gamma_BG = self.ynet.encode(batch.avatar.input_B3HH)
-        terms = eq8(self.module(gamma_BG, "avatar"), theta_BD)
+        terms = eq8(self.module(gamma_BG, self.own), theta_BD)
         if batch.actor is None:
             return terms
         with torch.no_grad():
-            swapped_B3HH = self.ynet.decode(self.ynet.encode(batch.actor.face_B3HH), "avatar")
+            swapped_B3HH = self.ynet.decode(self.ynet.encode(batch.actor.face_B3HH), self.own)
             theta_BD = theta_of(self.avatar, swapped_B3HH)
             gamma_BG = self.ynet.encode(batch.actor.input_B3HH)
-        terms["swapped"] = eq8(self.module(gamma_BG, "actor"), theta_BD)["total"]
+        terms["swapped"] = eq8(self.module(gamma_BG, batch.driver), theta_BD)["total"]
         return {**terms, "total": terms["total"] + self.recipe.pair_learning.swapped * terms["swapped"]}
 
     def _follow(self, device: torch.device) -> None:

@@ -8,7 +8,7 @@ model.safetensors  kind avatar: state of LatentAvatar, and its training poses as
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from lavatar.configs.avatar import AvatarConfig
 from lavatar.errors import CheckpointError
 from lavatar.models.avatar import LatentAvatar
+from lavatar.models.mapping import MappingMLP
+from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.checkpoint import file_digest, write_json
 from lavatar.training.pair import MappingTask, YNetTask
@@ -45,13 +47,18 @@ def write_avatar_release(folder: Path, task: AvatarTask) -> None:
     _write(folder, tensors, about)
 
 
-def write_pair_release(folder: Path, ynet: YNetTask, mapping: MappingTask | None) -> None:
-    """The trained Y-network and mapping MLP. `mapping` is None where it was trained jointly, inside `ynet`."""
+def write_pair_release(
+    folder: Path, ynet: YNetTask, mapping: MappingTask | None, pair: tuple[Subject, Subject] = SUBJECTS
+) -> None:
+    """The trained Y-network and mapping MLP. `mapping` is None where it was trained jointly, inside `ynet`.
+
+    `pair`: which subjects of a network of many become avatar and actor.
+    """
     bridge = mapping.module if mapping is not None else ynet.module.mapping
     assert bridge is not None
-    tensors = {f"ynet.{name}": value for name, value in ynet.module.ynet.state_dict().items()}
-    tensors |= {f"mapping.{name}": value for name, value in bridge.state_dict().items()}
-    stores = ynet.stores
+    tensors = {f"ynet.{name}": value for name, value in ynet_of_pair(ynet.ynet, pair).items()}
+    tensors |= {f"mapping.{name}": value for name, value in mapping_of_pair(bridge, pair).items()}
+    stores = {role: ynet.stores[subject] for role, subject in zip(SUBJECTS, pair, strict=True)}
     about = {
         "kind": "pair",
         "subjects": {role: store.manifest.subject for role, store in stores.items()},
@@ -61,6 +68,36 @@ def write_pair_release(folder: Path, ynet: YNetTask, mapping: MappingTask | None
         "theta_dim": ynet.recipe.avatar.code_dim,
     }
     _write(folder, tensors, about)
+
+
+def write_shared_release(folder: Path, ynet: YNetTask, mappings: Iterable[MappingTask]) -> None:
+    """A network of many subjects as releases of its pairs: folder/AVATAR/ACTOR, each complete."""
+    for mapping in mappings:
+        for actor in mapping.actors:
+            own = folder / mapping.own / actor
+            own.mkdir(parents=True)
+            write_pair_release(own, ynet, mapping, (mapping.own, actor))
+
+
+def ynet_of_pair(ynet: YNetwork, pair: tuple[Subject, Subject]) -> dict[str, Tensor]:
+    """State of the Y-network of these two: the decoders of all others left out, these two's renamed."""
+    roles = dict(zip(pair, SUBJECTS, strict=True))
+    tensors = {}
+    for name, value in ynet.state_dict().items():
+        part, _, rest = name.partition(".")
+        subject, _, inner = rest.partition(".")
+        if part != "decoders":
+            tensors[name] = value
+        elif subject in roles:
+            tensors[f"decoders.{roles[subject]}.{inner}"] = value
+    return tensors
+
+
+def mapping_of_pair(mapping: MappingMLP, pair: tuple[Subject, Subject]) -> dict[str, Tensor]:
+    """State of the mapping MLP with the statistics of these two alone."""
+    rows = [mapping.subjects.index(subject) for subject in pair]
+    chosen = {"mean_2F": mapping.mean_2F[rows], "deviation_2F": mapping.deviation_2F[rows]}
+    return {**mapping.state_dict(), **chosen}
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

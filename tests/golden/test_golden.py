@@ -21,7 +21,7 @@ from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.losses import eq4, eq5, eq6, eq7, eq8
 from lavatar.models.mapping import MappingMLP
-from lavatar.models.ynet import SUBJECTS, Subject, YNetwork, other
+from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 
 RECORD = Path(__file__).with_name("losses.json")
 STEPS, RATE, TOLERANCE = 10, 1e-3, 2e-3
@@ -96,7 +96,7 @@ def subject_loss(ynet: YNetwork, recipe: Recipe, subject: Subject, face: Tensor)
     gamma = ynet.encode(face)
     rec = eq5(ynet.decode(gamma, subject), face, config)
     with torch.set_grad_enabled(config.cross_gradient):
-        crossed = ynet.decode(gamma, other(subject))
+        crossed = ynet.decode(gamma, SUBJECTS[1 - index])
     gamma_star = ynet.encode(crossed)
     cycled = ynet.decode(gamma_star, subject) if config.image_cycle else None
     cycle = eq6(cycled, face, gamma_star, gamma, config, config.lambda_code[index])

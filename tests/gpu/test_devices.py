@@ -73,7 +73,7 @@ def test_steps_of_each_model(folders: list[Path], device: torch.device, name: st
     avatar = AvatarTask(recipe, stores[0])
     take_steps(avatar, recipe.avatar_training, device)
     head = avatar.avatar.eval().to("cpu")  # the pair reads it from a release
-    pair = YNetTask(recipe, stores[0], stores[1], head if recipe.mapping.joint else None)
+    pair = YNetTask(recipe, {"avatar": stores[0], "actor": stores[1]}, head if recipe.mapping.joint else None)
     take_steps(pair, recipe.ynet_training, device)
     if not recipe.mapping.joint:
         take_steps(MappingTask(recipe, pair, head), recipe.mapping_training, device)

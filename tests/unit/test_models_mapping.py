@@ -39,7 +39,7 @@ def test_an_actor_does_what_the_avatar_never_did_and_does_not_drive_it_by_that()
     for unseen in (0.0, 1.0):
         config = MappingConfig(hidden=(), ridge=1e-4, unseen=unseen)
         mapping = MappingMLP(config, 2, 1)
-        mapping.begin_with(own, theta, config, actor)
+        mapping.begin_with(own, theta, config, {"actor": actor})
         with torch.no_grad():
             driven[unseen] = mapping(actor)[:, 0]
             assert float(mapping(own, "avatar").var()) == pytest.approx(float(theta.var()), rel=0.01)

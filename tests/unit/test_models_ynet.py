@@ -8,7 +8,7 @@ import torch
 from lavatar.configs.pair import MappingConfig, YNetConfig
 from lavatar.configs.recipe import load_recipe
 from lavatar.models.mapping import MappingMLP
-from lavatar.models.ynet import SUBJECTS, YNetwork, other
+from lavatar.models.ynet import SUBJECTS, YNetwork
 
 SMALL = {
     "face_size": 32, "code_dim": 16, "encoder_widths": (4, 8), "neck_width": 8, "decoder_widths": (8, 4),
@@ -54,8 +54,17 @@ def test_a_shared_neck_saves_exactly_one_neck() -> None:
     assert counts[0] - counts[1] == neck
 
 
-def test_other_subject() -> None:
-    assert [other(s) for s in SUBJECTS] == ["actor", "avatar"]
+def test_two_named_subjects_are_todays_network_and_more_add_a_decoder_each() -> None:
+    networks = []
+    for subjects in (SUBJECTS, ("a", "b"), ("a", "b", "c", "d")):
+        torch.manual_seed(0)
+        networks.append(YNetwork(YNetConfig(**SMALL), subjects))
+    pair, named, many = (network.state_dict() for network in networks)
+    assert all(torch.equal(a, b) for a, b in zip(pair.values(), named.values(), strict=True))
+    assert [name.replace(".avatar.", ".a.").replace(".actor.", ".b.") for name in pair] == list(named)
+    assert all(torch.equal(value, many[name]) for name, value in named.items())
+    size = [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert size[2] - size[0] == 2 * sum(p.numel() for p in networks[0].decoders["actor"].parameters())
 
 
 def test_mapping_mlp_is_256_256_256_128() -> None:

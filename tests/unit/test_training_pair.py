@@ -21,7 +21,12 @@ from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import train
 from lavatar.training.optimizer import build_optimizer
 from lavatar.training.pair import MappingTask, YNetTask, in_face_crop, theta_of
-from lavatar.training.release import read_frozen_avatar, write_avatar_release, write_pair_release
+from lavatar.training.release import (
+    read_frozen_avatar,
+    write_avatar_release,
+    write_pair_release,
+    write_shared_release,
+)
 from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape, whitening
 
 SMALL = [
@@ -62,6 +67,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrameStore, FrameS
     return found[0], found[1]
 
 
+def roles(stores: tuple[FrameStore, ...]) -> dict[str, FrameStore]:
+    return dict(zip(SUBJECTS, stores, strict=True))
+
+
 def run(task: YNetTask | MappingTask, config, folder: Path) -> None:  # type: ignore[no-untyped-def]
     engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, config), config)
     train(task, config, engine, folder)  # type: ignore[arg-type]
@@ -76,16 +85,16 @@ def test_landmarks_lie_in_the_face_crop(stores: tuple[FrameStore, FrameStore]) -
 
 
 def test_each_step_draws_one_subject_and_both_come_up(stores: tuple[FrameStore, FrameStore]) -> None:
-    task = YNetTask(recipe(), *stores)
+    task = YNetTask(recipe(), roles(stores))
     drawn = [task.chosen(step) for step in range(200)]
     assert {len(subjects) for subjects in drawn} == {1}
     assert 70 < sum(subjects == ("actor",) for subjects in drawn) < 130
-    assert drawn == [YNetTask(recipe(), *stores, rank=1, world=2).chosen(step) for step in range(200)]
-    assert YNetTask(recipe("ynet_loss.subjects=both"), *stores).chosen(0) == SUBJECTS
+    assert drawn == [YNetTask(recipe(), roles(stores), rank=1, world=2).chosen(step) for step in range(200)]
+    assert YNetTask(recipe("ynet_loss.subjects=both"), roles(stores)).chosen(0) == SUBJECTS
 
 
 def test_the_other_decoder_stays_bit_identical(stores: tuple[FrameStore, FrameStore]) -> None:
-    task = YNetTask(recipe(), *stores)
+    task = YNetTask(recipe(), roles(stores))
     config = task.training
     engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, config), config)
     engine.module.train()
@@ -105,16 +114,16 @@ def test_the_other_decoder_stays_bit_identical(stores: tuple[FrameStore, FrameSt
 
 
 def test_the_cycle_goes_through_the_other_decoder(stores: tuple[FrameStore, FrameStore]) -> None:
-    task = YNetTask(recipe(), *stores)
+    task = YNetTask(recipe(), roles(stores))
     batch = task.sources["actor"].batch(0)
-    terms = task.subject_losses(batch, task.ynet.encode(batch.input_B3HH), "actor")
+    terms = task.subject_losses(batch, task.ynet.encode(batch.input_B3HH), "actor", "avatar")
     gradient = torch.autograd.grad(terms["cycle_l1"], next(task.ynet.decoders["avatar"].parameters()))[0]
     assert gradient.abs().max() > 0
     swapped = task.ynet.decode(task.ynet.encode(batch.input_B3HH), "avatar")
     cycled = task.ynet.decode(task.ynet.encode(swapped), "actor")
     assert torch.allclose(terms["cycle_l1"], (cycled - batch.face_B3HH).abs().mean(), atol=1e-6)
-    official = YNetTask(recipe("ynet_loss.image_cycle=false", "ynet_loss.cross_gradient=false"), *stores)
-    terms = official.subject_losses(batch, official.ynet.encode(batch.input_B3HH), "actor")
+    official = YNetTask(recipe("ynet_loss.image_cycle=false", "ynet_loss.cross_gradient=false"), roles(stores))
+    terms = official.subject_losses(batch, official.ynet.encode(batch.input_B3HH), "actor", "avatar")
     assert "cycle_l1" not in terms
     terms["cycle_code"].backward()
     assert all(p.grad is None for p in official.ynet.decoders["avatar"].parameters())
@@ -128,7 +137,7 @@ def test_a_pair_trains_is_released_and_read_back(stores: tuple[FrameStore, Frame
     (tmp_path / "avatar").mkdir()
     write_avatar_release(tmp_path / "avatar", head)
     avatar = read_frozen_avatar(tmp_path / "avatar")
-    ynet = YNetTask(chosen, *stores)
+    ynet = YNetTask(chosen, roles(stores))
     first = float(ynet.losses(ynet.batches(0), 0)["total"])
     run(ynet, chosen.ynet_training, tmp_path / "ynet")
     last = np.mean([float(ynet.losses(ynet.batches(step), step)["total"]) for step in range(60, 64)])
@@ -152,10 +161,73 @@ def test_a_pair_trains_is_released_and_read_back(stores: tuple[FrameStore, Frame
         assert torch.allclose(head_again.model.encode(face), avatar.encode(face), atol=1e-6)
 
 
+def test_many_subjects_are_drawn_alike_and_cycle_through_each_other(stores: tuple[FrameStore, FrameStore]) -> None:
+    four = dict(zip("abcd", stores * 2, strict=True))
+    task = YNetTask(recipe(), four, avatars=("b",))
+    drawn = [task.chosen(step)[0] for step in range(400)]
+    assert all(70 < drawn.count(subject) < 140 for subject in four)
+    rivals = [task.rival("b", step) for step in range(300)]
+    assert all(70 < rivals.count(subject) < 130 for subject in "acd")
+    assert rivals == [YNetTask(recipe(), four, rank=1, world=2).rival("b", step) for step in range(300)]
+    step = next(s for s in range(99) if task.chosen(s) == ("d",) and task.rival("d", s) == "a")
+    terms = task.losses(task.batches(step), step)
+    faces = task.batches(step)["d"]
+    gamma = task.ynet.encode(faces.input_B3HH)
+    cycled = task.ynet.decode(task.ynet.encode(task.ynet.decode(gamma, "a")), "d")
+    assert torch.allclose(terms["d_cycle_l1"], (cycled - faces.face_B3HH).abs().mean(), atol=1e-6)
+    config = task.training
+    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, config), config)
+    before = {k: v.clone() for k, v in task.module.state_dict().items()}
+    for _ in range(2):
+        engine.optimizer.activate(task.active_groups(step))
+        engine.step(lambda part: task.losses(task.batches(step), step))
+    moved = {
+        k.split(".")[2]
+        for k, v in task.module.state_dict().items()
+        if ".decoders." in k and not torch.equal(before[k], v)
+    }
+    assert moved == {"d"}, "the three other decoders are frozen, that of the cycle too"
+
+
+def test_a_network_under_two_other_names_trains_as_a_pair_does(stores: tuple[FrameStore, FrameStore]) -> None:
+    pair, named = (
+        YNetTask(recipe(), roles(stores)),
+        YNetTask(recipe(), dict(zip("xy", stores, strict=True)), avatars="x"),
+    )
+    for step in range(6):
+        terms = [list(task.losses(task.batches(step), step).values()) for task in (pair, named)]
+        assert all(torch.equal(a, b) for a, b in zip(*terms, strict=True))
+
+
+def test_a_network_of_many_is_released_as_its_pairs(stores: tuple[FrameStore, FrameStore], tmp_path: Path) -> None:
+    chosen = recipe("ynet.encoder=whitened", f"ynet.landmarks={SHAPE_DIM}", "mapping.hidden=[]",
+                    "mapping.reads=landmarks", "mapping.align=deviation", "pair_learning.regression=true",
+                    "mapping.unseen=1", "pair_learning.swapped=0.5", "pair_learning.align_frames=40")  # fmt: skip
+    ynet = YNetTask(chosen, {"a": stores[0], "b": stores[1], "c": stores[1]}, avatars=("a",))
+    mapping = MappingTask(chosen, ynet, AvatarTask(chosen, stores[0]).avatar, subjects=("a", "b", "c"))
+    assert {mapping.batches(step).driver for step in range(20)} == {"b", "c"}
+    mapping.losses(mapping.batches(0), 0)["total"].backward()
+    write_shared_release(tmp_path, ynet, [mapping])
+    face = mapping.sources["c"].faces(np.arange(3))
+    for actor in ("b", "c"):
+        pair = load_pair(tmp_path / "a" / actor)
+        assert (pair.avatar, pair.actor) == ("ada", "bruno")
+        with torch.no_grad():
+            gamma = ynet.ynet.encode(face)
+            assert torch.equal(pair.ynet.encode(face), gamma)
+            assert torch.equal(pair.mapping(gamma, "actor"), mapping.module(gamma, actor))
+            assert torch.equal(pair.mapping(gamma, "avatar"), mapping.module(gamma, "a"))
+            assert torch.equal(pair.ynet.decode(gamma, "actor"), ynet.ynet.decode(gamma, actor))
+            assert torch.equal(pair.ynet.decode(gamma, "avatar"), ynet.ynet.decode(gamma, "a"))
+    b, c = (load_pair(tmp_path / "a" / actor).mapping.mean_2F for actor in "bc")
+    assert torch.equal(b[0], c[0])
+    assert not torch.equal(b[1], c[1]), "other frames are drawn for the other subject"
+
+
 def test_joint_mapping_reaches_the_shared_encoder(stores: tuple[FrameStore, FrameStore], tmp_path: Path) -> None:
     chosen = recipe("mapping.joint=true", "ynet_loss.subjects=both", "ynet.shared_neck=true")
     avatar = AvatarTask(chosen, stores[0]).avatar
-    task = YNetTask(chosen, *stores, avatar=avatar)
+    task = YNetTask(chosen, roles(stores), avatar=avatar)
     terms = task.losses(task.batches(0), 0)
     assert {"avatar_mapping", "avatar_rec_l1", "actor_rec_l1"} <= set(terms)
     gradient = torch.autograd.grad(terms["avatar_mapping"], next(task.ynet.encoder.parameters()))[0]
@@ -166,7 +238,7 @@ def test_joint_mapping_reaches_the_shared_encoder(stores: tuple[FrameStore, Fram
 
 def test_alignment_gives_both_subjects_one_distribution(stores: tuple[FrameStore, FrameStore]) -> None:
     chosen = recipe("mapping.align=deviation", "mapping.hidden=[]")
-    ynet = YNetTask(chosen, *stores)
+    ynet = YNetTask(chosen, roles(stores))
     mapping = MappingTask(chosen, ynet, AvatarTask(chosen, stores[0]).avatar)
     for subject in SUBJECTS:
         gamma = ynet.ynet.encode(mapping.sources[subject].drawn(chosen.pair_learning.align_frames)[0])
@@ -178,7 +250,7 @@ def test_alignment_gives_both_subjects_one_distribution(stores: tuple[FrameStore
 
 def test_swapped_faces_teach_the_mapping_about_the_actor(stores: tuple[FrameStore, FrameStore]) -> None:
     chosen = recipe("pair_learning.swapped=0.5")
-    mapping = MappingTask(chosen, YNetTask(chosen, *stores), AvatarTask(chosen, stores[0]).avatar)
+    mapping = MappingTask(chosen, YNetTask(chosen, roles(stores)), AvatarTask(chosen, stores[0]).avatar)
     terms = mapping.losses(mapping.batches(0), 0)
     assert torch.allclose(terms["total"], terms["mapping"] + 0.5 * terms["swapped"])
     gradient = torch.autograd.grad(terms["swapped"], next(mapping.module.parameters()))[0]
@@ -191,7 +263,7 @@ def test_the_shared_code_says_where_the_landmarks_are_and_the_mapping_reads_it(
     chosen = recipe("ynet.encoder=whitened", "ynet.code_dim=16", f"ynet.landmarks={SHAPE_DIM}", "mapping.hidden=[]",
                     "mapping.reads=landmarks", "mapping.align=rest", "pair_learning.landmark_weight=0.3",
                     "pair_learning.regression=true", "mapping.code_share=0.1")  # fmt: skip
-    ynet = YNetTask(chosen, *stores)
+    ynet = YNetTask(chosen, roles(stores))
     terms = ynet.losses(ynet.batches(0), 0)
     (subject,) = ynet.chosen(0)
     shape = ynet.sources[subject].drawn(64)[1]
@@ -202,7 +274,7 @@ def test_the_shared_code_says_where_the_landmarks_are_and_the_mapping_reads_it(
     mapped = mapping.module(mapping._codes("avatar"), "avatar")
     assert 0.7 < float(mapped.var(0).sum() / theta.var(0).sum()) < 1.3, "the driven code varies as much as θ does"
     with pytest.raises(ConfigError, match=f"Set it to {SHAPE_DIM}"):
-        YNetTask(recipe("ynet.landmarks=50"), *stores)
+        YNetTask(recipe("ynet.landmarks=50"), roles(stores))
 
 
 def test_whitening_weighs_small_and_large_movements_alike() -> None:
