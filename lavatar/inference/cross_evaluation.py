@@ -18,7 +18,7 @@ from lavatar.inference.expression import ExpressionSeries, compare, expression_e
 from lavatar.inference.identity import WIDTH, Identity, face_descriptor
 from lavatar.inference.images import ImageScores, Truth, face_side
 from lavatar.inference.loading import Avatar
-from lavatar.inference.measured import Evaluation, notes_of, open_meter, series_of
+from lavatar.inference.measured import Evaluation, FrameFigures, notes_of, open_meter, series_of
 from lavatar.inference.panels import fit
 from lavatar.inference.retarget import PoseTrack
 from lavatar.inference.truth import TransferTruth
@@ -45,6 +45,7 @@ class CrossEvaluation:
         self.side, self.device = face_side(avatar_store.landmarks_N68x2, self.size), avatar.device
         self.against_truth = Candidate(ImageScores(lpips))
         self.truth_series = ExpressionSeries()
+        self.added: list[np.ndarray] = []
         self._open_identity(avatar_store, recipe.evaluation)
 
     def __enter__(self) -> CrossEvaluation:
@@ -67,6 +68,7 @@ class CrossEvaluation:
 
     def add(self, index_B: np.ndarray, results_BHW3: np.ndarray, poses: PoseTrack) -> None:
         """Measure a batch: frames of the actor, the avatar's portraits and the poses they were drawn under."""
+        self.added.append(index_B)
         metas = [self.actor.metas[int(i)] for i in index_B]
         portraits = np.stack([fit(self.actor.frame(int(i)).image, self.size) for i in index_B])
         self.driver.add(self.actor_meter.measure(portraits, metas))
@@ -106,4 +108,6 @@ class CrossEvaluation:
             figures["truth"] = self.against_truth.summary(self.truth_series)
         notes = notes_of("cross", figures, self.driver, self.avatar_meter, self.actor_meter)
         notes += (self.identity_note,) if self.identity_note else ()
-        return Evaluation({"cross": figures}, self.driver.series(), self.result.series(), notes)
+        index = np.concatenate(self.added) if self.added else np.empty(0, np.int64)
+        frames = FrameFigures(index, self.against_truth.scores.frames())
+        return Evaluation({"cross": figures}, self.driver.series(), self.result.series(), notes, frames)

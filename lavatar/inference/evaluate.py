@@ -6,6 +6,7 @@ Beside the model stand the mean and the nearest training frame: a frozen face ca
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lavatar.inference.reenact import driven_poses, poses_of, reenact_cross, ree
 from lavatar.inference.self_evaluation import SelfEvaluation
 from lavatar.models.perceptual import LPIPS
 
-__all__ = ["CrossEvaluation", "Evaluation", "evaluate", "evaluate_cross", "evaluate_self"]
+__all__ = ["CrossEvaluation", "Evaluation", "evaluate", "evaluate_both", "evaluate_cross", "evaluate_self"]
 
 
 def evaluate_self(
@@ -39,6 +40,7 @@ def evaluate_self(
 ) -> Evaluation:
     """Self reenactment of the avatar's held-out frames, and the two trivial predictions of the same frames."""
     events, size, options = events or NullSink(), avatar.config.image_size, recipe.evaluation
+    events.emit(Event(stage, "loading frames and meters"))
     held_out = FrameStore(dataset, size, "eval", CACHE_MB, events=events, stage=stage)
     train = FrameStore(dataset, size, "train", CACHE_MB, events=events, stage=stage)
     done = 0
@@ -82,6 +84,47 @@ def evaluate_cross(
     return measured.finish()
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """Self and, with a pair, cross reenactment."""
+
+    own: Evaluation
+    cross: Evaluation | None
+    note: str = ""  # of a metric whose weights are missing
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """As in metrics.json."""
+        return in_order({**self.own.metrics, **(self.cross.metrics if self.cross else {})})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Each sentence once."""
+        cross = self.cross.notes if self.cross else ()
+        return tuple(dict.fromkeys((*((self.note,) if self.note else ()), *self.own.notes, *cross)))
+
+
+def evaluate_both(
+    avatar: Avatar,
+    avatar_dataset: Path,
+    recipe: Recipe,
+    pair: Pair | None = None,
+    actor_dataset: Path | None = None,
+    *,
+    events: EventSink | None = None,
+    stage: str = "evaluate",
+) -> Evaluations:
+    """Self reenactment, and cross reenactment if a pair and its actor's dataset are given."""
+    lpips, note = perceptual_metric(avatar.device)
+    own = evaluate_self(avatar, avatar_dataset, recipe, lpips=lpips, events=events, stage=stage)
+    cross = None
+    if pair is not None and actor_dataset is not None:
+        cross = evaluate_cross(
+            avatar, pair, avatar_dataset, actor_dataset, recipe, lpips=lpips, events=events, stage=stage
+        )
+    return Evaluations(own, cross, note)
+
+
 def evaluate(
     avatar: Avatar,
     avatar_dataset: Path,
@@ -92,13 +135,6 @@ def evaluate(
     events: EventSink | None = None,
     stage: str = "evaluate",
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`lavatar evaluate`: metrics as in metrics.json, with "cross" if a pair and its actor's dataset are given."""
-    lpips, note = perceptual_metric(avatar.device)
-    own = evaluate_self(avatar, avatar_dataset, recipe, lpips=lpips, events=events, stage=stage)
-    metrics, notes = dict(own.metrics), ((note,) if note else ()) + own.notes
-    if pair is not None and actor_dataset is not None:
-        cross = evaluate_cross(
-            avatar, pair, avatar_dataset, actor_dataset, recipe, lpips=lpips, events=events, stage=stage
-        )
-        metrics, notes = {**metrics, **cross.metrics}, notes + cross.notes
-    return in_order(metrics), tuple(dict.fromkeys(notes))
+    """Metrics as in metrics.json, with "cross" if a pair and its actor's dataset are given; sentences for the user."""
+    both = evaluate_both(avatar, avatar_dataset, recipe, pair, actor_dataset, events=events, stage=stage)
+    return both.metrics, both.notes

@@ -25,11 +25,11 @@ def rounded(value: Any) -> Any:
 
 
 def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"self": {"psnr": 27.0}} as {"self/psnr": 27.0}; what is None is left out."""
+    """{"self": {"psnr": 27.0}} as {"self/psnr": 27.0}; what is no number is left out."""
     result: dict[str, float] = {}
     for key, value in figures.items():
         if isinstance(value, dict):
             result.update(flat(value, f"{prefix}{key}/"))
-        elif value is not None:
+        elif isinstance(value, (int, float)) and math.isfinite(value):
             result[f"{prefix}{key}"] = float(value)
     return result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,27 @@ CACHE_MB = 256  # decoded frames kept: a few batches, and the training frames th
 
 
 @dataclass(frozen=True)
+class FrameFigures:
+    """Which frames of the store were measured, in order, and the image metrics of each (none without a truth)."""
+
+    index_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def at(self, position: int) -> dict[str, float]:
+        """The figures of one frame by name."""
+        return {name: float(values[position]) for name, values in self.values.items()}
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Figures as in metrics.json, the measures they come from (for the curves), and sentences for the user."""
+    """Figures as in metrics.json, the measures they come from (for the curves), sentences for the user, and figures
+    frame by frame."""
 
     metrics: dict[str, Any]
     truth: dict[str, np.ndarray]
     result: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
+    frames: FrameFigures = field(default_factory=FrameFigures)
 
 
 @contextmanager

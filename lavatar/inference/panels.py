@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+ERROR_FULL = 64  # 255ths at which the colours of an error map end: one scale for all pages
 TRUTH_COLOUR, RESULT_COLOUR = (40, 90, 200), (210, 70, 40)
 
 
@@ -49,6 +50,22 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], size: int
         cells[0] = labelled(cells[0], label)
         drawn.append(np.concatenate(cells, axis=1))
     return np.concatenate(drawn, axis=0)
+
+
+def error_map(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """|result − truth|, the mean over the colours, from black (0) to light yellow (ERROR_FULL 255ths and more)."""
+    error_HW = np.abs(result.astype(np.int16) - truth.astype(np.int16)).mean(axis=2)
+    return _coloured(np.clip(error_HW / ERROR_FULL, 0, 1))
+
+
+def error_scale(width: int = 256, height: int = 8) -> np.ndarray:
+    """The colours of an error map from left (0) to right (ERROR_FULL)."""
+    return _coloured(np.tile(np.linspace(0, 1, width), (height, 1)))
+
+
+def _coloured(share_HW: np.ndarray) -> np.ndarray:
+    bgr = cv2.applyColorMap((share_HW * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return np.ascontiguousarray(bgr[..., ::-1])
 
 
 def choose_frames(measures: Mapping[str, np.ndarray], count: int) -> list[int]:

@@ -5,7 +5,6 @@ The folder appears by rename when everything in it is complete.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -25,16 +24,19 @@ from lavatar.inference.background import Background
 from lavatar.inference.baselines import spread
 from lavatar.inference.cross_evaluation import CrossEvaluation
 from lavatar.inference.encode_video import EncodedVideo, constant_rate, storage_error, write_video
-from lavatar.inference.evaluate import evaluate_self
-from lavatar.inference.figures import flat, in_order
+from lavatar.inference.evaluate import Evaluations, evaluate_self
+from lavatar.inference.figures import flat
 from lavatar.inference.images import perceptual_metric
 from lavatar.inference.loading import Avatar, Pair, load_avatar, load_pair
 from lavatar.inference.measured import CACHE_MB, Evaluation
-from lavatar.inference.panels import choose_frames, curves, sheet, side_by_side
+from lavatar.inference.page import FILES, METRICS, PAGE
+from lavatar.inference.panels import choose_frames, sheet, side_by_side
 from lavatar.inference.reenact import driven_poses, poses_of, reenact_cross, reenact_self
+from lavatar.inference.showcase import strips
+from lavatar.inference.write_evaluation import write_evaluation
 from lavatar.models.perceptual import LPIPS
 
-VIDEO, STILL, SELF_STILL, CURVES, METRICS = "preview.mp4", "still.png", "self.png", "expression.png", "metrics.json"
+VIDEO, STILL, SELF_STILL, CURVES = "preview.mp4", "still.png", "self.png", "expression.png"
 
 
 @dataclass
@@ -61,7 +63,8 @@ class Preview:
 def make_preview(
     spec: StageSpec, events: EventSink | None = None, metrics: MetricSink | None = None, device: str = "cpu"
 ) -> StageResult:
-    """Evaluate and show: preview.mp4, still.png, self.png, expression.png and metrics.json in `spec.out_dir`.
+    """Evaluate and show, in `spec.out_dir`: preview.mp4, still.png, self.png, expression.png, and the folder of an
+    evaluation (metrics.json, table.txt, index.html).
 
     Inputs: `avatar`, `pair` (releases), `avatar_dataset`, `actor_dataset`; sound from `spec.sources["actor"].path`.
     """
@@ -76,46 +79,38 @@ def make_preview(
         if spec.out_dir.exists():
             shutil.rmtree(spec.out_dir)
         os.replace(part, spec.out_dir)
-        for file in (METRICS, STILL, VIDEO):
+        for file in (METRICS, PAGE, STILL, VIDEO):
             run.metrics.log_file(spec.out_dir / file)
     except OSError as error:
         raise storage_error(spec.out_dir, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    files = {"video": VIDEO, "still": STILL, "self_still": SELF_STILL, "curves": CURVES, "metrics": METRICS}
+    files = {"video": VIDEO, "still": STILL, "self_still": SELF_STILL, "curves": CURVES, **FILES}
     return StageResult({name: spec.out_dir / file for name, file in files.items()}, figures, tuple(run.notes))
 
 
 def _run(run: Preview) -> dict[str, Any]:
     """The stage's work; everything is written to `run.folder`."""
     inputs, began = run.spec.inputs, time.monotonic()
+    run.tell("loading the models")
     avatar = load_avatar(inputs["avatar"], run.device)
     pair = load_pair(inputs["pair"], run.device)
     run.lpips, note = perceptual_metric(run.device)
     if note:
-        run.notes.append(note)
         run.events.emit(Event(run.stage, note, level="warning"))
     own = evaluate_self(
         avatar, inputs["avatar_dataset"], run.recipe, lpips=run.lpips, events=run.events, stage=run.stage
     )
     _write_picture(run, SELF_STILL, _self_still(run, avatar))
     cross, video = _cross(run, avatar, pair)
-    run.notes += dict.fromkeys((*own.notes, *cross.notes))
-    _write_picture(run, CURVES, _strips(own, cross))
-    figures = in_order({**own.metrics, **cross.metrics})
-    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-    (run.folder / METRICS).write_text(text)
-    run.metrics.log_metrics(0, flat(figures))
+    both = Evaluations(own, cross, note)
+    run.notes += both.notes
+    _write_picture(run, CURVES, strips(own, cross))
+    run.tell("drawing the page")
+    write_evaluation(run.folder, both, avatar, inputs["avatar_dataset"], run.recipe, pair, inputs["actor_dataset"])
+    run.metrics.log_metrics(0, flat(both.metrics))
     run.tell(f"{video.frames} frames of video, {time.monotonic() - began:.0f} s")
-    return figures
-
-
-def _strips(own: Evaluation, cross: Evaluation) -> np.ndarray:
-    """The expression over the held-out frames, truth (or actor) against result: self above cross."""
-    labels = ("self", "cross")
-    truth = {f"{label} {n}": v for label, e in zip(labels, (own, cross), strict=True) for n, v in e.truth.items()}
-    result = {f"{label} {n}": v for label, e in zip(labels, (own, cross), strict=True) for n, v in e.result.items()}
-    return curves(truth, result, list(truth))
+    return both.metrics
 
 
 def _write_picture(run: Preview, name: str, picture: np.ndarray) -> None:
@@ -146,18 +141,21 @@ def _measures(store: FrameStore, indices: np.ndarray) -> dict[str, np.ndarray]:
 def _cross(run: Preview, avatar: Avatar, pair: Pair) -> tuple[Evaluation, EncodedVideo]:
     """Draw the actor's held-out frames once: measured, filmed and eight of them kept for the still."""
     options, inputs = run.recipe.evaluation, run.spec.inputs
-    size = max(options.panel_size, avatar.config.image_size)
-    actor = FrameStore(inputs["actor_dataset"], size, "eval", CACHE_MB, events=run.events, stage=run.stage)
-    held_out = FrameStore(inputs["avatar_dataset"], avatar.config.image_size, "eval", CACHE_MB)
+    size = avatar.config.image_size
+    filmed = FrameStore(
+        inputs["actor_dataset"], max(options.panel_size, size), "eval", CACHE_MB, events=run.events, stage=run.stage
+    )
+    actor = FrameStore(inputs["actor_dataset"], size, "eval", CACHE_MB)  # as `lavatar evaluate` sees it, to the bit
+    held_out = FrameStore(inputs["avatar_dataset"], size, "eval", CACHE_MB)
     fps = actor.manifest.fps
     measured = CrossEvaluation(avatar, held_out, actor, run.recipe, run.lpips)
     with measured, Background() as background:
-        film = _Film(run, avatar, pair, actor, measured, background)
+        film = _Film(run, avatar, pair, filmed, measured, background)
         pictures = constant_rate(film.pictures(), fps)
         video = write_video(run.folder / VIDEO, pictures, fps, film.sound(), options.crf)
     _write_picture(run, STILL, film.still())
     result = measured.finish()
-    for store in (actor, held_out):
+    for store in (filmed, actor, held_out):
         store.close()
     return result, video
 

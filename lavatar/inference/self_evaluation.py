@@ -15,7 +15,7 @@ from lavatar.inference.candidates import Candidate
 from lavatar.inference.identity import face_descriptor
 from lavatar.inference.images import ImageScores, Truth, face_side
 from lavatar.inference.loading import Avatar
-from lavatar.inference.measured import Evaluation, notes_of, open_meter, series_of
+from lavatar.inference.measured import Evaluation, FrameFigures, notes_of, open_meter, series_of
 from lavatar.inference.reenact import Portraits
 from lavatar.models.perceptual import LPIPS
 
@@ -79,4 +79,5 @@ class SelfEvaluation:
         own = self.candidates["self"]
         notes = notes_of("self", metrics["self"], self.truth, self.meter)
         notes += (self.identity_note,) if self.identity_note else ()
-        return Evaluation(metrics, self.truth.series(), own.expression.series(), notes)
+        frames = FrameFigures(self.indices, own.scores.frames())
+        return Evaluation(metrics, self.truth.series(), own.expression.series(), notes, frames)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from lavatar.contracts import EXPRESSIONS
@@ -20,6 +21,7 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 DIGITS = {"mse": 5, "psnr": 2, "ssim": 3, "lpips": 3, "flicker": 2}
 NONE = "-"
+WIDTH = 120  # of the legends, in characters
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def tables(metrics: Figures) -> list[Table]:
         ),
         _table(
             metrics, "expression", (*EXPRESSIONS, "error"), _expression_cells,
-            "correlation, amplitude (1 is right, 0 a frozen face), error (RMS ÷ deviation of the truth); "
+            "in each cell correlation, amplitude (1 is right, 0 a frozen face), error (RMS ÷ deviation of the truth); "
             "cross: against the actor, each less its own mean",
         ),
     )  # fmt: skip
@@ -61,7 +63,8 @@ def tables(metrics: Figures) -> list[Table]:
 
 def as_text(metrics: Figures) -> str:
     """The tables for a terminal, each with its legend below."""
-    return "\n\n".join(f"{aligned(table.header, table.rows)}\n({table.legend})" for table in tables(metrics))
+    parts = [(aligned(table.header, table.rows), fill(f"({table.legend})", WIDTH)) for table in tables(metrics)]
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -232,7 +232,7 @@ class Execution:
             files = result.artefacts if planned.spec.kind is StageKind.PREVIEW else {}
             self._tracker.log_result(active.run_id, result.metrics, files)
             if planned.spec.kind is StageKind.PREVIEW:
-                self._tracker.log_result(self._job.mlflow_run_id, result.metrics, files)
+                self._tracker.log_evaluation(self._job.mlflow_run_id, result.metrics, files)
         if not ledger.finish_stage(self._registry, self._home, planned.spec, self._owner, result):
             raise taken_over(planned.name)
         self._end_run(planned.key, active.run_id, State.FINISHED)

@@ -65,6 +65,10 @@ class Home:
         """Where a stage's result lies: its kind's folder, its key."""
         return self.root / _FOLDER_OF_KIND[kind] / key
 
+    def evaluation_dir(self, avatar: str, actor: str | None) -> Path:
+        """Where `lavatar evaluate` writes unless it is told otherwise."""
+        return self.root / "outputs" / "evaluation" / (avatar if actor is None else f"{avatar}_{actor}")
+
     def relative(self, path: Path) -> str:
         """`path` as it is remembered: relative when inside the home, so that a home can be moved."""
         absolute = Path(os.path.abspath(path))

@@ -44,6 +44,7 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
         ],
         "video": _file(paths, "video", ".mp4"),
         "still": _file(paths, "still", ".png"),
+        "page": _file(paths, "page", ".html"),
         "metrics_file": _file(paths, "metrics", ".json"),
         "models": [{"name": m.name, "version": m.version} for m in models if m.name in own],
         "metrics": dict(preview.metrics) if preview else {},
@@ -65,6 +66,7 @@ def report_text(result: Mapping[str, Any]) -> str:
         lines.append(f"  {stage['name']}: {how}")
     lines += [f"  video   {result['video']}"] if result["video"] else []
     lines += [f"  still   {result['still']}"] if result["still"] else []
+    lines += [f"  page    {result['page']}"] if result["page"] else []
     lines += [f"  metrics {result['metrics_file']}"] if result["metrics_file"] else []
     lines += [f"  model   models:/{m['name']}/{m['version']}" for m in result["models"]]
     if result["metrics"]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavatar.cluster.environment import UNREPORTED
 from lavatar.errors import JobError
+from lavatar.inference.figures import flat
 from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
 from lavatar.platform.sink import MlflowSinkFactory
 from lavatar.platform.states import State
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
+EVALUATION = "evaluation"
 _LONGEST_PARAM = 500
 _STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED"}
 
@@ -102,6 +104,13 @@ class Tracker:
             return
         self._try("log results", lambda: self._log_result(run_id, metrics, files))
 
+    def log_evaluation(self, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """An evaluation in the run of its job: figures as evaluation/self/psnr, files below evaluation/."""
+        if run_id is None:
+            return
+        figures = {f"{EVALUATION}/{name}": value for name, value in flat(dict(metrics)).items()}
+        self._try("log the evaluation", lambda: self._log_result(run_id, figures, files, EVALUATION))
+
     def tag(self, run_id: str | None, tags: Mapping[str, str]) -> None:
         if run_id is not None:
             self._try("set tags", lambda: [self.client.set_tag(run_id, k, v) for k, v in tags.items()])
@@ -154,7 +163,9 @@ class Tracker:
             self.client.set_terminated(run_id, status=status)
         return True
 
-    def _log_result(self, run_id: str, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    def _log_result(
+        self, run_id: str, metrics: Mapping[str, Any], files: Mapping[str, Path], folder: str | None = None
+    ) -> None:
         import time
 
         from mlflow.entities import Metric
@@ -166,7 +177,7 @@ class Tracker:
             self.client.log_batch(run_id, metrics=rows[i : i + 500])
         for path in files.values():
             if path.is_file():
-                self.client.log_artifact(run_id, str(path))
+                self.client.log_artifact(run_id, str(path), folder)
 
     def _try(self, what: str, action: Callable[[], Any]) -> Any:
         try:

@@ -100,3 +100,28 @@ def test_the_models_draw(lavatar: Lavatar, result: dict[str, Any]) -> None:
         portraits = mlflow.pyfunc.load_model(f"models:/{name}@champion").predict(faces)
         assert (portraits.shape, portraits.dtype) == ((3, 64, 64, 3), np.uint8)
         assert portraits.std() > 1
+
+
+def test_evaluate_measures_the_same_and_logs_it(lavatar: Lavatar, result: dict[str, Any], tmp_path: Path) -> None:
+    from lavatar.platform.ledger import get_job
+    from lavatar.platform.registry import open_registry
+    from lavatar.platform.tracking import connect
+
+    assert Path(result["page"]).is_file()
+    home = Home(lavatar.home)
+    run_id = get_job(open_registry(home), result["job"]).mlflow_run_id
+    client = connect(home)
+    logged = client.get_run(run_id).data.metrics
+    assert logged["evaluation/self/psnr"] == pytest.approx(result["metrics"]["self"]["psnr"])
+    code, out = lavatar("evaluate", "--avatar", "ann", "--actor", "bob", "-o", str(tmp_path / "page"), "--json")
+    assert code == 0, lavatar.errors()
+    answer = json.loads(out)
+    for row in ("self", "nearest_frame"):
+        for name in ("psnr", "ssim", "flicker"):
+            assert answer["metrics"][row][name] == pytest.approx(result["metrics"][row][name], rel=1e-3)
+    assert answer["page"] == str(tmp_path / "page" / "index.html")
+    assert json.loads(Path(answer["metrics_file"]).read_text()) == answer["metrics"]
+    files = {f.path for f in client.list_artifacts(run_id, "evaluation")}
+    assert {f"evaluation/{name}" for name in ("index.html", "metrics.json", "table.txt", "preview.mp4")} <= files
+    assert "loading" in lavatar.errors()
+    assert lavatar("evaluate", "--avatar", "ann", "-o", result["page"])[0] == 2

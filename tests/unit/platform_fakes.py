@@ -204,6 +204,8 @@ class NoTracker:
 
     def log_result(self, run_id: str | None, metrics: object, files: object) -> None: ...
 
+    def log_evaluation(self, run_id: str | None, metrics: object, files: object) -> None: ...
+
 
 def office(home: Home, registry: Registry, runner: FakeRunner, owner: Owner | None = None) -> Office:
     return Office(home, registry, Recorder(), runner.open, owner or Owner.current())

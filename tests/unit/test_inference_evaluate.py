@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,10 +21,11 @@ from lavatar.contracts import EXPRESSIONS, Event, HeadPose, NullSink, StageKind,
 from lavatar.datasets import synthetic
 from lavatar.datasets.loader import FrameStore, over_white
 from lavatar.errors import DataError
-from lavatar.inference.evaluate import evaluate, evaluate_cross, evaluate_self
-from lavatar.inference.loading import Avatar, Pair
+from lavatar.inference.evaluate import evaluate, evaluate_both, evaluate_cross, evaluate_self
+from lavatar.inference.loading import Avatar, Pair, load_avatar, load_pair
 from lavatar.inference.preview import make_preview
 from lavatar.inference.retarget import PoseStatistics, PoseTrack
+from lavatar.inference.write_evaluation import write_evaluation
 from lavatar.models.avatar import Rendering
 from tests.unit.inference_files import RECIPE, SIZE, make_avatar_release, make_pair_release, make_subject, turn, wave
 
@@ -210,6 +212,39 @@ def test_preview_leaves_the_files_of_the_issue(preview: Run) -> None:
     assert {"still", "self", "expression"} <= set(sink.pictures)
     assert sink.metrics["self/psnr"] == pytest.approx(metrics["self"]["psnr"])
     assert any(e.done == e.total for e in sink.events if e.total)
+
+
+def test_a_job_and_evaluate_give_the_same_figures(preview: Run, tmp_path: Path) -> None:
+    """The panels of the film have another size than the pictures that are measured."""
+    spec, result, _ = preview
+    data = spec.inputs["avatar_dataset"], RECIPE, load_pair(spec.inputs["pair"]), spec.inputs["actor_dataset"]
+    avatar = load_avatar(spec.inputs["avatar"])
+    both = evaluate_both(avatar, *data)
+    assert both.metrics == result.metrics
+    files = write_evaluation(tmp_path / "page", both, avatar, *data)
+    for name, path in files.items():
+        assert path.name == result.artefacts[name].name
+    assert files["metrics"].read_bytes() == result.artefacts["metrics"].read_bytes()
+
+
+def test_the_page_needs_nothing_else(preview: Run) -> None:
+    text = preview[1].artefacts["page"].read_text()
+    assert text.count("data:image/jpeg") == 9 * 3 + 6 * 4  # ten frames of the avatar, eight of the actor
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    shown = re.findall(r"LPIPS <b>([\d.]+)|PSNR <b>([\d.]+)", text)
+    assert len(shown) >= 15
+    for word in (
+        "ann driven by bob",
+        "ground truth",
+        "error",
+        "best",
+        "median",
+        "worst",
+        "cross against truth",
+        "64 of 255",
+    ):
+        assert word in text
+    assert "cross against truth" in preview[1].artefacts["table"].read_text()
 
 
 def test_preview_shows_actor_and_result(preview: Run, subjects: tuple[Path, Path]) -> None:

@@ -220,8 +220,10 @@ def test_a_job_as_mlflow_shows_it(tmp_path: Path, tracker: Tracker) -> None:
     assert {r.info.run_name for r in runs} == {f"job {plan.job_id}", *(s.name for s in plan.stages)}
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert {r.data.tags.get("mlflow.parentRunId") for r in runs} == {None, job.mlflow_run_id}
-    assert parent.data.metrics["self.psnr"] == METRICS["self"]["psnr"]
-    assert "self.lpips" not in parent.data.metrics
+    assert parent.data.metrics["evaluation/self/psnr"] == METRICS["self"]["psnr"]
+    assert "evaluation/self/lpips" not in parent.data.metrics
+    files = {f.path for f in tracker.client.list_artifacts(job.mlflow_run_id, "evaluation")}
+    assert files == {"evaluation/preview.mp4", "evaluation/still.png"}
     preview = next(r for r in runs if r.info.run_name.startswith("preview"))
     assert {f.path for f in tracker.client.list_artifacts(preview.info.run_id)} == {"preview.mp4", "still.png"}
     assert ledger.unended_runs(registry) == []

@@ -2,50 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from lavatar.errors import LavatarError, UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, reserved
+
+if TYPE_CHECKING:
+    from lavatar.platform.finished import Finished
+    from lavatar.platform.progress import Display
+    from lavatar.platform.registry import Registry
 
 
 @click.command()
 @click.option("--avatar", required=True, metavar="NAME", help="Self reenactment of its held-out frames.")
 @click.option("--actor", metavar="NAME", help="Also cross reenactment of this actor's held-out frames.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder for index.html, metrics.json and table.txt (default: outputs/evaluation in the home).",
+)
 @json_option
-def evaluate(avatar: str, actor: str | None, as_json: bool) -> None:
+def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool) -> None:
     """Measure a finished avatar or pair again, on the frames held out of training.
 
-    Beside the results stand the mean and the nearest training frame. Expressions are reported as correlation (r) and
-    amplitude (result ÷ truth).
+    Beside the results stand the mean and the nearest training frame. Expressions are reported as correlation (r),
+    amplitude (result ÷ truth) and error. index.html shows the best, median and worst frames.
     """
     from lavatar.inference.tables import as_text
     from lavatar.platform.finished import find_avatar, find_pair
-    from lavatar.platform.progress import DisplaySink, open_display
+    from lavatar.platform.progress import open_display
     from lavatar.platform.registry import open_registry
 
     home = Home.from_environment()
     registry = open_registry(home)
     found = find_avatar(registry, home, avatar) if actor is None else find_pair(registry, home, avatar, actor)
+    folder = (folder or home.evaluation_dir(avatar, actor)).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"the output {folder} is a file", "Name a folder: the page, the figures and the table go there."
+        )
     with reserved():
-        from lavatar.inference.evaluate import evaluate as measure
-        from lavatar.inference.loading import best_device, load_avatar, load_pair
-
         display = open_display()
         try:
-            metrics, notes = measure(
-                load_avatar(found.avatar, device := best_device()),
-                found.avatar_data,
-                found.recipe,
-                load_pair(found.pair, device) if found.pair else None,
-                found.actor_data,
-                events=DisplaySink(display),
-            )
+            metrics, notes, files = _measure(found, folder, display)
+            _log(home, registry, found.job, metrics, files, display)
         finally:
             display.close()
         if as_json:
-            answer_json({"job": found.job, "avatar": avatar, "actor": actor, "metrics": metrics, "notes": notes})
+            paths = {name: str(path) for name, path in files.items()}
+            shown = {"job": found.job, "avatar": avatar, "actor": actor, "metrics": metrics, "notes": notes}
+            answer_json({**shown, "folder": str(folder), **paths, "metrics": metrics, "metrics_file": paths["metrics"]})
         else:
-            answer(
-                "\n".join([f"models of job {found.job}", "", as_text(metrics), *(f"note: {note}" for note in notes)])
-            )
+            lines = [f"models of job {found.job}", "", as_text(metrics), *(f"note: {note}" for note in notes)]
+            answer("\n".join([*lines, "", f"page    {files['page']}", f"metrics {files['metrics']}"]))
+
+
+def _measure(
+    found: Finished, folder: Path, display: Display
+) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Path]]:
+    """The figures, the sentences for the user, and the files written to `folder`."""
+    from lavatar.platform.progress import DisplaySink
+
+    display.message("loading PyTorch and the models")
+    from lavatar.inference.encode_video import storage_error
+    from lavatar.inference.evaluate import evaluate_both
+    from lavatar.inference.loading import best_device, load_avatar, load_pair
+    from lavatar.inference.write_evaluation import write_evaluation
+
+    device = best_device()
+    avatar = load_avatar(found.avatar, device)
+    pair = load_pair(found.pair, device) if found.pair else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the minutes that the figures take
+        both = evaluate_both(
+            avatar, found.avatar_data, found.recipe, pair, found.actor_data, events=DisplaySink(display)
+        )
+        display.message("drawing the page")
+        files = write_evaluation(folder, both, avatar, found.avatar_data, found.recipe, pair, found.actor_data)
+    except OSError as error:
+        raise storage_error(folder, error) from None
+    return both.metrics, both.notes, files
+
+
+def _log(
+    home: Home, registry: Registry, job: str, metrics: Mapping[str, Any], files: Mapping[str, Path], display: Display
+) -> None:
+    """Into the job's MLflow run; that it is away costs the figures nothing."""
+    from lavatar.platform.ledger import get_job
+    from lavatar.platform.tracking import Tracker
+
+    def warn(text: str) -> None:
+        display.message(text, "warning")
+
+    run_id = get_job(registry, job).mlflow_run_id
+    if run_id is None:
+        return
+    try:
+        Tracker(home, warn).log_evaluation(run_id, metrics, files)
+    except LavatarError as error:
+        warn(error.message)
