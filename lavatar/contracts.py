@@ -103,7 +103,8 @@ class StageSpec:
     """One unit of work, complete: a worker needs nothing else to run it.
 
     `key` is the digest of everything the result depends on. `inputs` are folders of upstream results by role
-    (`dataset`, `avatar_dataset`, `actor_dataset`, `avatar`, `pair`). `recipe` is `Recipe.model_dump(mode="json")`.
+    (`dataset`, `avatar_dataset`, `actor_dataset`, `avatar`, `pair`; `warm`: the pair that another one begins at).
+    `recipe` is `Recipe.model_dump(mode="json")`.
     """
 
     kind: StageKind

@@ -72,7 +72,18 @@ def avatar_body(spec: StageSpec, context: Context) -> StageResult:
 
 def pair_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards of both, avatar → Y-network, mapping MLP (Sec. 4): two trainings in one worker."""
-    return StageResult({"release": spec.out_dir / RELEASE}, context.train(pair_plan))
+    figures = context.train(pair_plan)
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, _warm_notes(figures.get("ynet", {}).get("warm")))
+
+
+def _warm_notes(warm: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What the warm start came to, if there was one."""
+    from lavatar.training.errorcurve import Saving, warm_note
+
+    if not warm:
+        return ()
+    found = {part: Saving.from_json(warm[part]) for part in ("mean", "avatar") if part in warm}
+    return (warm_note(warm["source"], warm["cold"], found),)
 
 
 def preview_body(spec: StageSpec, context: Context) -> StageResult:
@@ -117,9 +128,11 @@ def avatar_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
 def pair_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
     """Two tasks in one worker: the Y-network (Sec. 4.1), then the mapping MLP with all else frozen (Sec. 4.2)."""
     from lavatar.training.pair import MappingTask, YNetTask
-    from lavatar.training.release import read_frozen_avatar, write_pair_release
+    from lavatar.training.release import read_frozen_avatar, read_warm_pair, write_pair_release
 
-    recipe = Recipe.model_validate(spec.recipe)
+    recipe, start = Recipe.model_validate(spec.recipe), spec.inputs.get("warm")
+    if start is not None:
+        recipe = recipe.warm()
     joint = recipe.mapping.joint
 
     def store(role: str) -> Any:
@@ -127,8 +140,9 @@ def pair_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
 
     def ynet(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
         avatar = read_frozen_avatar(spec.inputs["avatar"]) if joint else None
+        warm = read_warm_pair(start) if start is not None else None
         stores = {"avatar": store("avatar_dataset"), "actor": store("actor_dataset")}
-        return YNetTask(recipe, stores, avatar, worker.rank, worker.world)
+        return YNetTask(recipe, stores, avatar, worker.rank, worker.world, warm=warm)
 
     def mapping(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
         first = before[0]

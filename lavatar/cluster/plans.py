@@ -78,7 +78,7 @@ def run_plan(
         folder, span = spec.out_dir / phase.label, Span(phase.label, offset, total)
         outcome = train(task, phase.config, engine, folder, metrics, events, spec.name, span=span, stop=stop)
         engine.close()
-        figures[phase.label] = _figures(outcome)
+        figures[phase.label] = {**_figures(outcome), **_measured(task)}
         tasks.append(task)
         offset += phase.config.steps
     if worker.rank == 0:
@@ -121,6 +121,12 @@ def open_engine(module: torch.nn.Module, optimizer: GroupAdam, config: TrainingC
     from lavatar.cluster.engine import DeepSpeedEngine
 
     return DeepSpeedEngine(module, optimizer, config, device)
+
+
+def _measured(task: TrainingTask) -> dict[str, Any]:
+    from lavatar.training.tasks import MeasuredTask
+
+    return task.figures() if isinstance(task, MeasuredTask) else {}
 
 
 def _figures(outcome: TrainingOutcome) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class Recipe(Section):
             raise ValueError("; ".join(wrong))
         return self
 
+    def warm(self) -> Recipe:
+        """This recipe for a pair that begins at another one: its Y-network is trained for `warm_steps` of the steps."""
+        steps = max(1, round(self.ynet_training.steps * self.pair_learning.warm_steps))
+        return self.model_copy(update={"ynet_training": self.ynet_training.model_copy(update={"steps": steps})})
+
     def _uneven(self, phase: str, stage: str) -> str:
         """What is wrong if the batch of a training does not split evenly over the workers that are asked for. (On a
         machine that has fewer, as many run as split it.)"""

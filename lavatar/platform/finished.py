@@ -35,7 +35,9 @@ class Finished:
 def find_avatar(registry: Registry, home: Home, avatar: str) -> Finished:
     """The avatar's newest model. Raises JobError, saying what to submit, when there is none."""
     stage, job = _newest(registry, home, StageKind.AVATAR, avatar, None)
-    return Finished(job.id, _recipe(job), release_dir(home.absolute(stage.out_dir)), _data(registry, home, job, avatar))
+    return Finished(
+        job.id, recipe_of(job), release_dir(home.absolute(stage.out_dir)), _data(registry, home, job, avatar)
+    )
 
 
 def find_pair(registry: Registry, home: Home, avatar: str, actor: str) -> Finished:
@@ -45,7 +47,7 @@ def find_pair(registry: Registry, home: Home, avatar: str, actor: str) -> Finish
     head = next(v.stage for v in views if v.stage.kind == StageKind.AVATAR)
     return Finished(
         job.id,
-        _recipe(job),
+        recipe_of(job),
         release_dir(home.absolute(head.out_dir)),
         _data(registry, home, job, avatar),
         release_dir(home.absolute(stage.out_dir)),
@@ -78,7 +80,7 @@ def _data(registry: Registry, home: Home, job: Job, subject: str) -> Path:
     return home.absolute(chosen.stage.out_dir)
 
 
-def _recipe(job: Job) -> Recipe:
+def recipe_of(job: Job) -> Recipe:
     """The job's recipe as it was stored; sections and keys that this lavatar no longer knows are left out.
 
     JobError where what is left no longer means anything to it.

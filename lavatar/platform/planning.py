@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,11 @@ KEYLESS_SECTIONS = frozenset({"name", "resources"})
 CADENCE = frozenset({"log_every", "picture_every", "checkpoint_every", "cache_mb"})
 """Keys of the training sections that change no result."""
 
-_KEYLESS = {"evaluation": frozenset({"batch_size"})}
+_KEYLESS = {
+    "evaluation": frozenset({"batch_size"}),
+    # Where a pair begins is an input; its errors are only measured.
+    "pair_learning": frozenset({"warm", "warm_steps", "error_every", "error_frames"}),
+}
 
 MEGABYTE = 1_000_000
 
@@ -76,6 +80,19 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class WarmSource:
+    """A trained pair of the same avatar that a new pair begins at."""
+
+    key: str
+    name: str  # "conversation<-grimaces"
+    release: Path
+
+
+PairChoice = Callable[[str, Callable[[WarmSource | None], str]], WarmSource | None]
+"""From the avatar's key, and what the pair's key is for each place to begin at, to the place; None: cold."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A job: its stages in an order in which each comes after what it needs."""
 
@@ -84,14 +101,23 @@ class Plan:
     actor: Person
     recipe: Recipe
     stages: tuple[PlannedStage, ...]
+    warm: WarmSource | None = None  # where the pair begins
 
     def stage(self, kind: StageKind) -> PlannedStage:
         """The last stage of that kind (for preprocessing: the actor's)."""
         return next(s for s in reversed(self.stages) if s.spec.kind is kind)
 
 
-def plan(home_root: Path, out_dir: Any, avatar: Person, actor: Person, recipe: Recipe) -> Plan:
-    """The stages of `avatar` driven by `actor`. `out_dir(kind, key)` says where a stage's result goes."""
+def plan(
+    home_root: Path,
+    out_dir: Any,
+    avatar: Person,
+    actor: Person,
+    recipe: Recipe,
+    choose: PairChoice = lambda avatar_key, pair_key: None,
+) -> Plan:
+    """The stages of `avatar` driven by `actor`. `out_dir(kind, key)` says where a stage's result goes, `choose` where
+    the pair begins."""
     if avatar.name == actor.name:
         same = "Name two subjects: how the avatar follows its own held-out performance is measured in every job."
         other = f"Add one of the two videos under a name of its own: lavatar subjects add {actor.name}2 VIDEO"
@@ -99,11 +125,12 @@ def plan(home_root: Path, out_dir: Any, avatar: Person, actor: Person, recipe: R
     builder = _Builder(home_root, out_dir, recipe)
     data_a, data_b = builder.preprocess(avatar), builder.preprocess(actor)
     head = builder.avatar(avatar, data_a)
-    pair = builder.pair(avatar, actor, data_a, data_b, head)
+    warm = choose(head.key, lambda start: builder.pair(avatar, actor, data_a, data_b, head, start).key)
+    pair = builder.pair(avatar, actor, data_a, data_b, head, warm)
     preview = builder.preview(avatar, actor, data_a, data_b, head, pair)
     unique = {stage.key: stage for stage in (data_a, data_b, head, pair, preview)}
     job_id = digest("job", avatar.name, actor.name, preview.key)[:10]
-    return Plan(job_id, avatar, actor, recipe, tuple(unique.values()))
+    return Plan(job_id, avatar, actor, recipe, tuple(unique.values()), warm)
 
 
 class _Builder:
@@ -134,15 +161,24 @@ class _Builder:
         return self._stage(StageKind.AVATAR, name, key, inputs, (data,), {"avatar": avatar.source}, weights)
 
     def pair(
-        self, avatar: Person, actor: Person, data_a: PlannedStage, data_b: PlannedStage, head: PlannedStage
+        self,
+        avatar: Person,
+        actor: Person,
+        data_a: PlannedStage,
+        data_b: PlannedStage,
+        head: PlannedStage,
+        warm: WarmSource | None,
     ) -> PlannedStage:
         keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key}
-        key = self._key(StageKind.PAIR, keys, ())
         inputs = {
             "avatar_dataset": data_a.spec.out_dir,
             "actor_dataset": data_b.spec.out_dir,
             "avatar": release_dir(head.spec.out_dir),
         }
+        if warm is not None:
+            keys |= {"warm": warm.key, "warm_steps": str(self._recipe.pair_learning.warm_steps)}
+            inputs["warm"] = warm.release
+        key = self._key(StageKind.PAIR, keys, ())
         sources = {"avatar": avatar.source, "actor": actor.source}
         name = f"pair:{avatar.name}<-{actor.name}"
         return self._stage(StageKind.PAIR, name, key, inputs, (data_a, data_b, head), sources, ())

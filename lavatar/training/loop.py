@@ -27,7 +27,7 @@ from lavatar.training.checkpoint import Checkpoint
 from lavatar.training.engine import Engine, EngineState
 from lavatar.training.rng import rng_state, seed_all, set_rng_state, untouched_rng
 from lavatar.training.schedule import rate_factor
-from lavatar.training.tasks import TrainingTask
+from lavatar.training.tasks import MeasuredTask, TrainingTask
 
 EVENT_SECONDS = 0.5
 
@@ -98,6 +98,8 @@ class _Run:
         start = self._resume()
         outcome = TrainingOutcome(start, start)
         began = time.monotonic()
+        if start == 0:
+            self._measure(0)
         self.engine.module.train()
         for step in range(start, self.config.steps):
             terms = self._step(step)
@@ -107,6 +109,7 @@ class _Run:
                 outcome.losses = {name: float(value) for name, value in terms.items()}
                 self._log(done, outcome.losses)
             self._show(done, start, began, terms)
+            self._measure(done)
             if done % self.config.picture_every == 0 or last:
                 self._pictures(done)
             if done % self.config.checkpoint_every == 0 or last:
@@ -218,6 +221,15 @@ class _Run:
             self.engine.module.train()
             for name, image in pictures.items():
                 self.metrics.log_picture(step, f"{self.curve}{name}", image)
+
+    def _measure(self, step: int) -> None:
+        """Figures of a task that has some, on the first worker."""
+        if self.engine.rank == 0 and isinstance(self.task, MeasuredTask):
+            with untouched_rng(self.engine.device), torch.no_grad():
+                figures = self.task.measure(step)
+            if figures:
+                self.engine.module.train()
+                self.metrics.log_metrics(step, {f"{self.curve}{name}": value for name, value in figures.items()})
 
     def _name(self) -> str:
         return f"{self.span.label}: " if self.span.label else ""

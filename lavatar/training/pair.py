@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
 from lavatar.training.avatar import BEGIN_FRAMES, at_side, sheet
 from lavatar.training.emphasis import feature_weights
+from lavatar.training.errorcurve import ErrorCurve, savings
 from lavatar.training.shape import LOWER_LIP, UPPER_LIP, expression_shape, whitening
 from lavatar.training.tasks import ParamGroup
+from lavatar.training.warmpair import WarmPair, begin_warm
 
 PICTURES = 6
 MOST_BEGIN_FRAMES = 4 * BEGIN_FRAMES  # of all subjects of a network together: a square matrix of this side is solved
@@ -125,10 +128,12 @@ class YNetTask:
         rank: int = 0,
         world: int = 1,
         avatars: Collection[Subject] = SUBJECTS[:1],
+        warm: WarmPair | None = None,
     ) -> None:
-        self.recipe, self.rank, self.world, self.avatar = recipe, rank, world, avatar
+        self.recipe, self.rank, self.world, self.avatar, self.warm = recipe, rank, world, avatar, warm
         self.loss, self.training = recipe.ynet_loss, recipe.ynet_training
         self.stores, self.subjects, self.avatars = stores, tuple(stores), frozenset(avatars)
+        self.errors = ErrorCurve.of(self.subjects)
         self.sources = {
             subject: FaceSource(recipe, store, self.training.batch_size, 2 * self.training.seed + i)
             for i, (subject, store) in enumerate(self.stores.items())
@@ -140,7 +145,10 @@ class YNetTask:
             if recipe.mapping.joint:
                 mapping = build_mapping(recipe)
             self.module = PairModule(YNetwork(recipe.ynet, self.subjects), mapping)
-        self._begin()
+        if warm is None:
+            self._begin()
+        else:
+            begin_warm(self.ynet, warm)
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -239,11 +247,53 @@ class YNetTask:
             pictures[f"{subject}_truth_own_swapped"] = sheet([face, *drawn])
         return pictures
 
+    def measure(self, done: int) -> dict[str, float]:
+        """Eq. 5 of each subject, at every `error_every` steps and at the end."""
+        if done % self.recipe.pair_learning.error_every and done != self.training.steps:
+            return {}
+        errors = {subject: self.reconstruction_error(subject) for subject in self.subjects}
+        self.errors.add(done, errors)
+        return {"error/mean": self.errors.mean[-1], **{f"error/{subject}": value for subject, value in errors.items()}}
+
+    @torch.no_grad()
+    def reconstruction_error(self, subject: Subject) -> float:
+        """Eq. 5, no pixel weighing more than another, on frames spread evenly over the subject's training part."""
+        self.module.eval()
+        source, device = self.sources[subject], next(self.module.parameters()).device
+        count = min(self.recipe.pair_learning.error_frames, len(source.store))
+        face_N3HH = source.faces(np.linspace(0, len(source.store) - 1, count).round().astype(int))
+        total = 0.0
+        for face_B3HH in face_N3HH.to(device).split(CHUNK):
+            drawn_B3HH = self.ynet.decode(self.ynet.encode(face_B3HH), subject)
+            total += float(eq5(drawn_B3HH, face_B3HH, self.loss)["total"]) * len(face_B3HH)
+        return total / count
+
+    def figures(self) -> dict[str, Any]:
+        """The error's curve; after a warm start also the steps it saved (Saving of errorcurve.py)."""
+        curve = {"error": self.errors.to_json()}
+        if self.warm is None:
+            return curve
+        cold = self.warm.cold
+        compared = savings(cold.curve, self.errors) if cold and self.errors.steps else {}
+        return {
+            **curve,
+            "warm": {
+                "source": self.warm.name,
+                "cold": cold.pair if cold else None,
+                **{part: found.to_json() for part, found in compared.items()},
+            },
+        }
+
     def state(self) -> dict[str, Tensor]:
-        return {}
+        """The error's curve so far: steps, then a row for each subject."""
+        rows = [[float(step) for step in self.errors.steps], *(self.errors.errors[s] for s in self.subjects)]
+        return {"errors": torch.tensor(rows, dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Everything is in the module."""
+        """Everything else is in the module. (Checkpoints of an earlier lavatar hold no curve.)"""
+        if "errors" in state:
+            steps, *rows = state["errors"].tolist()
+            self.errors = ErrorCurve([int(step) for step in steps], dict(zip(self.subjects, rows, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Released models: config.json and model.safetensors in a folder; no pickle. Read by lavatar.inference.loading.
 
-config.json        format, kind ("avatar" or "pair"), subject(s), dataset digest(s), model configuration, SHA-256
+config.json        format, kind ("avatar" or "pair"), subject(s), dataset digest(s), model configuration, SHA-256;
+                   kind pair: also cold_errors, Eq. 5 over the steps of a training that began cold, to compare with
 model.safetensors  kind avatar: state of LatentAvatar, and its training poses as poses.rotation / translation / scale
                    kind pair: state of the Y-network and the mapping MLP under ynet. and mapping.
 """
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor
 
 from lavatar.configs.avatar import AvatarConfig
+from lavatar.configs.pair import YNetConfig
 from lavatar.errors import CheckpointError
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.mapping import MappingMLP
 from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.checkpoint import file_digest, write_json
+from lavatar.training.errorcurve import ErrorCurve
 from lavatar.training.pair import MappingTask, YNetTask
+from lavatar.training.warmpair import ColdErrors, WarmPair
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -67,6 +71,9 @@ def write_pair_release(
         "mapping": ynet.recipe.mapping.model_dump(mode="json"),
         "theta_dim": ynet.recipe.avatar.code_dim,
     }
+    cold = cold_errors(ynet)
+    if cold is not None:
+        about["cold_errors"] = {"pair": cold.pair, **cold.curve.to_json()}
     _write(folder, tensors, about)
 
 
@@ -107,17 +114,53 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
     write_json(folder / CONFIG, {"format": FORMAT, **about, "weights": {"file": WEIGHTS, "sha256": file_digest(path)}})
 
 
+def cold_errors(ynet: YNetTask) -> ColdErrors | None:
+    """A pair's own errors if it began cold, else those of the pair it began at: its own show what that one knew."""
+    if ynet.warm is not None:
+        return ynet.warm.cold
+    names = {subject: store.manifest.subject for subject, store in ynet.stores.items()}
+    return ColdErrors(pair_name(names), ynet.errors) if ynet.errors.steps and ynet.subjects == SUBJECTS else None
+
+
+def pair_name(subjects: Mapping[Any, str]) -> str:
+    """ "avatar<-actor"."""
+    return f"{subjects['avatar']}<-{subjects['actor']}"
+
+
 def read_frozen_avatar(folder: Path) -> LatentAvatar:
     """The avatar of a release, frozen, for what is trained against it (Eq. 8). Raises CheckpointError."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        if config["weights"]["sha256"] != file_digest(folder / WEIGHTS):
-            raise ValueError(f"{WEIGHTS} does not have its checksum")
+        config, tensors = _read(folder)
         avatar = LatentAvatar(AvatarConfig.model_validate(config["avatar"]))
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
         avatar.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("poses.")})
-    except (OSError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except READ_ERRORS as error:
         raise CheckpointError(
             f"the avatar in {folder} cannot be used: {error}", "Submit again: it is trained anew if it is damaged."
         ) from None
     return avatar.eval().requires_grad_(False)
+
+
+def read_warm_pair(folder: Path) -> WarmPair:
+    """The pair of a release, for another one to begin at. Raises CheckpointError."""
+    try:
+        config, tensors = _read(folder)
+        state = {k.removeprefix("ynet."): v for k, v in tensors.items() if k.startswith("ynet.")}
+        kept = config.get("cold_errors")
+        cold = ColdErrors(str(kept["pair"]), ErrorCurve.from_json(kept)) if kept else None
+        return WarmPair(pair_name(config["subjects"]), YNetConfig.model_validate(config["ynet"]), state, cold)
+    except READ_ERRORS as error:
+        raise CheckpointError(
+            f"the pair in {folder} cannot be begun at: {error}", "Submit again, with --cold if this comes back."
+        ) from None
+
+
+READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError)
+"""What a damaged, incomplete or foreign release raises."""
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights, after the checksum was compared."""
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    if config["weights"]["sha256"] != file_digest(folder / WEIGHTS):
+        raise ValueError(f"{WEIGHTS} does not have its checksum")
+    return config, safetensors.torch.load_file(folder / WEIGHTS)

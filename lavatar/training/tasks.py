@@ -64,3 +64,16 @@ class TrainingTask(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state()` gave."""
         ...
+
+
+@runtime_checkable
+class MeasuredTask(Protocol):
+    """A task that also measures itself on frames that stay the same, now and then."""
+
+    def measure(self, done: int) -> dict[str, float]:
+        """Figures after `done` steps (0: before the first), empty where none are due. Must not draw random numbers."""
+        ...
+
+    def figures(self) -> dict[str, Any]:
+        """What the stage reports of it in the end."""
+        ...

@@ -90,6 +90,30 @@ def test_a_second_submit_runs_no_stage(lavatar: Lavatar, result: dict[str, Any])
         assert again[key] == result[key]
 
 
+def test_a_second_actor_begins_at_the_first_pair(lavatar: Lavatar, result: dict[str, Any]) -> None:
+    from lavatar.platform.tracking import connect
+
+    assert lavatar("subjects", "add", "--synthetic", "3", "cat")[0] == 0
+    for more, wanted in (((), "ann<-bob"), (("--cold",), None)):
+        code, out = lavatar(*lavatar.submit("ann", "cat", "--json", "--dry-run", *more))
+        assert (code, json.loads(out)["warm"]) == (0, wanted)
+    code, out = lavatar(*lavatar.submit("ann", "cat", "--json"))
+    assert code == 0, lavatar.errors()
+    (pair,) = (stage for stage in json.loads(out)["stages"] if stage["name"] == "pair:ann<-cat")
+    (note,) = pair["notes"]
+    assert note.startswith("began at the shared encoder of ann<-bob; final error of ann<-bob: ")
+    assert "own part" in note
+    row = lavatar.stage("pair:ann<-cat")
+    assert row is not None
+    assert row.metrics["ynet"]["error"]["steps"] == [0, 12]
+    assert row.metrics["ynet"]["warm"]["mean"]["cold_step"] == 12
+    client = connect(Home(lavatar.home))
+    logged = client.get_metric_history(row.mlflow_run_id, "ynet/error/avatar")
+    assert [point.step for point in logged] == [0, 12]
+    code, out = lavatar(*lavatar.submit("ann", "cat", "--json"))
+    assert {stage["cached"] for stage in json.loads(out)["stages"]} == {True}
+
+
 def test_the_models_draw(lavatar: Lavatar, result: dict[str, Any]) -> None:
     import mlflow.pyfunc
 

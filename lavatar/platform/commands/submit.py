@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 @click.option("--avatar", required=True, metavar="NAME|VIDEO", help="The person to be animated.")
 @click.option("--actor", required=True, metavar="NAME|VIDEO", help="The person who drives.")
 @recipe_options(default="tiny")
+@click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
 @json_option
-def submit(avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def submit(
+    avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], cold: bool, dry_run: bool, as_json: bool
+) -> None:
     """Make an avatar drivable by an actor.
 
     Runs in the foreground. Ctrl-C stops it and keeps what is done; the same command goes on from there.
@@ -33,11 +36,11 @@ def submit(avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], dry
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import add_subject, resolve
 
-    chosen = load_recipe(recipe, overrides)
+    chosen = load_recipe(recipe, (*overrides, *(("pair_learning.warm=false",) if cold else ())))
     home = Home.from_environment()
     registry = open_registry(home)
     people = [resolve(registry, name) for name in (avatar, actor)]
-    plan = make_plan(home, people[0], people[1], chosen)
+    plan = make_plan(home, registry, people[0], people[1], chosen)
     if dry_run:
         _show_plan(home, registry, plan, as_json)
         return
@@ -45,11 +48,13 @@ def submit(avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], dry
     _run(home, registry, plan, people, as_json)
 
 
-def make_plan(home: Home, avatar: Subject, actor: Subject, recipe: Any) -> Plan:
+def make_plan(home: Home, registry: Registry, avatar: Subject, actor: Subject, recipe: Any) -> Plan:
     """The stages of a job of these two."""
     from lavatar.platform import planning
+    from lavatar.platform.warm import WarmChoice
 
-    return planning.plan(home.root, home.out_dir, person(avatar), person(actor), recipe)
+    people, choice = (person(avatar), person(actor)), WarmChoice(registry, home, recipe, actor.digest)
+    return planning.plan(home.root, home.out_dir, *people, recipe, choice)
 
 
 def person(subject: Subject) -> Person:
@@ -86,6 +91,8 @@ def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_j
             display.message(
                 f"job {plan.job_id}: {plan.avatar.name} driven by {plan.actor.name}, recipe {plan.recipe.name}"
             )
+            if plan.warm:
+                display.message(f"the pair begins at {plan.warm.name} (--cold: it does not)")
             run_job(office, plan)
         except LavatarError as error:
             if as_json and job_known(registry, plan.job_id):
@@ -140,7 +147,14 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
     space = space_needed([s for s in plan.stages if s.key not in done], people)
     if as_json:
         answer_json(
-            {"job": plan.job_id, "recipe": plan.recipe.name, "dry_run": True, "disk_bytes": space, "stages": stages}
+            {
+                "job": plan.job_id,
+                "recipe": plan.recipe.name,
+                "dry_run": True,
+                "warm": plan.warm.name if plan.warm else None,
+                "disk_bytes": space,
+                "stages": stages,
+            }
         )
         return
     rows = []
@@ -150,6 +164,8 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
         weights = ", ".join(n + (" (missing)" if n in row["missing_weights"] else "") for n in row["weights"])
         rows.append((row["name"], row["key"][:12], "done" if row["cached"] else "to do", needs, weights or "-"))
     answer(table(rows, ("STAGE", "KEY", "STATE", "RESOURCES", "WEIGHTS")))
+    if plan.warm:
+        answer(f"the pair begins at {plan.warm.name} (--cold: it does not)")
     answer(f"disk: about {size_text(space)}; free: {size_text(home.free_bytes())}")
     missing = sorted({name for row in stages for name in row["missing_weights"]})
     if missing:

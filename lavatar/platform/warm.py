@@ -1,0 +1,125 @@
+"""Which trained pair a new pair of the same avatar begins at (docs/adr/0003-warm-start.md).
+
+The key of a pair's stage says where it begins: there is one key for a cold start and one for each other pair of the
+avatar. So a pair that was planned before is found again by its possible keys, whatever was trained since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from lavatar.configs.recipe import Recipe
+from lavatar.contracts import StageKind
+from lavatar.errors import JobError
+from lavatar.platform import ledger
+from lavatar.platform.finished import recipe_of
+from lavatar.platform.home import Home
+from lavatar.platform.planning import WarmSource, release_dir
+from lavatar.platform.registry import Registry
+from lavatar.platform.states import State
+from lavatar.platform.tables import Job, JobStage, Stage
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A pair of the avatar, one of the jobs that it is part of, and how well it transferred expressions."""
+
+    stage: Stage
+    job: Job
+    score: float | None
+
+    def source(self, home: Home) -> WarmSource:
+        return WarmSource(self.stage.key, self.stage.name.removeprefix("pair:"), release_dir(self._folder(home)))
+
+    def there(self, home: Home) -> bool:
+        """Whether a new pair can read it."""
+        return release_dir(self._folder(home)).is_dir()
+
+    def _folder(self, home: Home) -> Any:
+        return home.absolute(self.stage.out_dir)
+
+
+@dataclass(frozen=True)
+class WarmChoice:
+    """Chooses where the pair of `actor_digest` (what the actor's name stands for) begins."""
+
+    registry: Registry
+    home: Home
+    recipe: Recipe
+    actor_digest: str
+
+    def __call__(self, avatar_key: str, pair_key: Callable[[WarmSource | None], str]) -> WarmSource | None:
+        """Where it began if it was planned before, else the best that there is; None: cold."""
+        if not self.recipe.pair_learning.warm:
+            return None
+        trained = _pairs_of(self.registry, avatar_key)
+        ways = {pair_key(None): None, **{pair_key(t.source(self.home)): t for t in trained}}
+        known = self._known(ways)
+        if known is not None:
+            before = ways[known]
+            return before.source(self.home) if before else None
+        fitting = [t for t in trained if self._fits(t)]
+        return max(fitting, key=_rank).source(self.home) if fitting else None
+
+    def _known(self, ways: Mapping[str, _Trained | None]) -> str | None:
+        """Of the stages that this pair may have, the newest finished one; else the newest that can still be done."""
+        done = ledger.finished(self.registry, self.home, ways)
+        with self.registry.read() as session:
+            rows = list(session.scalars(select(Stage).where(Stage.key.in_(list(ways)))))
+        usable = [row for row in rows if row.key in done or self._startable(ways[row.key])]
+        if not usable:
+            return None
+        newest = max(usable, key=lambda row: (row.key in done, row.started or 0.0, row.created, row.key))
+        return newest.key
+
+    def _startable(self, start: _Trained | None) -> bool:
+        return start is None or start.there(self.home)
+
+    def _fits(self, trained: _Trained) -> bool:
+        """Finished and there, of another actor, and of a Y-network and losses that are the same."""
+        if trained.stage.state != State.FINISHED.value or trained.job.actor_digest == self.actor_digest:
+            return False
+        try:
+            theirs = recipe_of(trained.job)
+        except JobError:  # made by another lavatar
+            return False
+        same = (theirs.ynet, theirs.ynet_loss) == (self.recipe.ynet, self.recipe.ynet_loss)
+        return same and trained.there(self.home)
+
+
+def _rank(trained: _Trained) -> tuple[bool, float, float, str]:
+    """Those that were evaluated by how well expressions correlate, then the newest."""
+    return (trained.score is not None, trained.score or 0.0, trained.stage.ended or 0.0, trained.stage.key)
+
+
+def _pairs_of(registry: Registry, avatar_key: str) -> list[_Trained]:
+    """Every pair of that trained avatar, in whatever state."""
+    jobs = select(JobStage.job_id).where(JobStage.stage_key == avatar_key)
+    query = select(Stage, Job).join(JobStage, JobStage.stage_key == Stage.key).join(Job, Job.id == JobStage.job_id)
+    query = query.where(Stage.kind == StageKind.PAIR.value, Job.id.in_(jobs)).order_by(Job.created, Job.id)
+    with registry.read() as session:
+        found = {
+            stage.key: _Trained(stage, job, _score(session, stage.key)) for stage, job in session.execute(query).all()
+        }
+    return list(found.values())
+
+
+def _score(session: Session, pair_key: str) -> float | None:
+    """Mean correlation of the expressions of actor and result, in the newest preview of the pair."""
+    jobs = select(JobStage.job_id).where(JobStage.stage_key == pair_key)
+    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key).where(JobStage.job_id.in_(jobs))
+    query = query.where(Stage.kind == StageKind.PREVIEW.value, Stage.state == State.FINISHED.value)
+    for preview in session.scalars(query.order_by(Stage.ended.desc(), Stage.key)):
+        compared = (preview.metrics.get("cross") or {}).get("expression") or {}
+        r = [
+            figures["r"] for figures in compared.values() if isinstance(figures, dict) and figures.get("r") is not None
+        ]
+        if r:
+            return fmean(r)
+    return None

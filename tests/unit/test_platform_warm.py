@@ -1,0 +1,180 @@
+"""Where a new pair begins: the best of what there is, once for good. Stages are small functions."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from platform_fakes import FakeHandle, FakeRunner, NoTracker, finish, fresh, office, person, plain_digest, tiny
+
+from lavatar.contracts import StageKind, StageResult
+from lavatar.errors import StageFailedError
+from lavatar.platform import jobs, planning
+from lavatar.platform.home import Home
+from lavatar.platform.jobs import run_job
+from lavatar.platform.planning import Plan
+from lavatar.platform.registry import Registry
+from lavatar.platform.report import report, report_text
+from lavatar.platform.warm import WarmChoice
+
+pytestmark = pytest.mark.usefixtures("plain_digest", "home")
+__all__ = ["plain_digest"]
+World = tuple[Home, Registry]
+
+
+@pytest.fixture(autouse=True)
+def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "Tracker", NoTracker)
+    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return fresh(tmp_path)
+
+
+def warm_plan(world: World, actor: str, *overrides: str, avatar: str = "A") -> Plan:
+    """As `lavatar submit` plans it."""
+    home, registry = world
+    recipe, people = tiny(*overrides), [person(name, ord(name[0])) for name in (avatar, actor)]
+    choice = WarmChoice(registry, home, recipe, people[1].digest)
+    return planning.plan(home.root, home.out_dir, people[0], people[1], recipe, choice)
+
+
+def run(world: World, plan: Plan, r: float | None = None, **bodies: object) -> FakeRunner:
+    """Brings a job to its end; `r` is what its preview says of how well the jaw follows."""
+
+    def preview(handle: FakeHandle) -> StageResult:
+        cross = {"expression": {"jaw": {"r": r}, "gaze": {"r": None}}, "frames": 3}
+        return replace(finish(handle), metrics={"cross": cross})
+
+    runner = FakeRunner({"preview": preview, **bodies})  # type: ignore[arg-type]
+    run_job(office(*world, runner), plan)
+    return runner
+
+
+def test_the_first_pair_is_cold_and_the_second_begins_at_it(world: World) -> None:
+    first = warm_plan(world, "B")
+    assert first.warm is None
+    assert "warm" not in first.stage(StageKind.PAIR).spec.inputs
+    run(world, first)
+    second = warm_plan(world, "C")
+    assert second.warm is not None
+    assert second.warm.name == "A<-B"
+    pair = first.stage(StageKind.PAIR)
+    assert second.stage(StageKind.PAIR).spec.inputs["warm"] == planning.release_dir(pair.spec.out_dir)
+    assert warm_plan(world, "C", avatar="D").warm is None, "that avatar has no pair"
+
+
+def test_the_best_is_the_one_whose_expressions_follow_best_else_the_newest(world: World) -> None:
+    cold = "pair_learning.warm=false"
+    for actor, r in (("B", 0.6), ("C", 0.8), ("D", 0.7), ("E", None)):
+        run(world, warm_plan(world, actor, cold), r)
+    best = warm_plan(world, "Z").warm
+    assert best is not None
+    assert best.name == "A<-C", "not the newest, and not one that nobody measured"
+    other = world[0].root / "other"
+    unmeasured = fresh(other)
+    for actor in "BC":
+        run(unmeasured, warm_plan(unmeasured, actor, cold), None)
+    newest = warm_plan(unmeasured, "Z").warm
+    assert newest is not None
+    assert newest.name == "A<-C"
+
+
+@pytest.mark.parametrize(
+    ("override", "fits"),
+    [
+        ("ynet.code_dim=32", False),
+        ("ynet_loss.lambda_ssim=0.2", False),
+        ("avatar_training.steps=7", False),
+        ("ynet_training.steps=7", True),
+        ("mapping.ridge=0.2", True),
+    ],
+)
+def test_only_a_pair_of_the_same_avatar_network_and_loss_fits(world: World, override: str, fits: bool) -> None:
+    run(world, warm_plan(world, "B"))
+    assert (warm_plan(world, "C", override).warm is not None) == fits
+
+
+def test_the_same_actor_under_other_settings_begins_cold(world: World) -> None:
+    """Else no two settings of one pair could be compared."""
+    run(world, warm_plan(world, "B"))
+    assert warm_plan(world, "B", "mapping.ridge=0.2").warm is None
+
+
+def test_a_repeated_submit_finds_its_own_result_whatever_was_trained_since(world: World) -> None:
+    run(world, warm_plan(world, "B"), 0.5)
+    warm = warm_plan(world, "C")
+    run(world, warm, 0.5)
+    run(world, warm_plan(world, "D", "pair_learning.warm=false"), 0.9)
+    for actor, before in (("B", None), ("C", warm.warm)):
+        again = warm_plan(world, actor)
+        assert again.warm == before
+        assert run(world, again).started == []
+    assert warm_plan(world, "C").job_id == warm.job_id
+    fresh_one = warm_plan(world, "E").warm
+    assert fresh_one is not None
+    assert fresh_one.name == "A<-D"
+
+
+def test_a_pair_that_stopped_goes_on_from_where_it_began(world: World) -> None:
+    def fail(handle: FakeHandle) -> StageResult:
+        raise RuntimeError("power cut")
+
+    run(world, warm_plan(world, "B"), 0.5)
+    stopped = warm_plan(world, "C")
+    with pytest.raises(StageFailedError, match="power cut"):
+        run(world, stopped, pair=fail)
+    run(world, warm_plan(world, "D", "pair_learning.warm=false"), 0.9)
+    again = warm_plan(world, "C")
+    assert (again.job_id, again.warm) == (stopped.job_id, stopped.warm)
+    assert stopped.warm is not None
+    shutil.rmtree(stopped.warm.release)
+    elsewhere = warm_plan(world, "C").warm
+    assert elsewhere is not None
+    assert elsewhere.name == "A<-D", "it cannot begin there any more"
+
+
+def test_a_finished_pair_outlives_the_one_it_began_at(world: World) -> None:
+    run(world, warm_plan(world, "B"))
+    warm = warm_plan(world, "C")
+    run(world, warm)
+    assert warm.warm is not None
+    shutil.rmtree(warm.warm.release)
+    assert run(world, warm_plan(world, "C")).started == []
+
+
+def test_cold_is_another_pair_and_keeps_the_key_it_always_had(world: World) -> None:
+    run(world, warm_plan(world, "B"))
+    warm, cold = warm_plan(world, "C"), warm_plan(world, "C", "pair_learning.warm=false")
+    plain = planning.plan(world[0].root, world[0].out_dir, warm.avatar, warm.actor, tiny())
+    assert cold.warm is None
+    assert cold.job_id == plain.job_id != warm.job_id
+    assert [s.key for s in cold.stages] == [s.key for s in plain.stages]
+    changed = [a.name for a, b in zip(warm.stages, cold.stages, strict=True) if a.key != b.key]
+    assert changed == ["pair:A<-C", "preview:A<-C"]
+    shorter = warm_plan(world, "C", "pair_learning.warm_steps=0.5")
+    assert shorter.stage(StageKind.PAIR).key != warm.stage(StageKind.PAIR).key
+    assert warm_plan(world, "B", "pair_learning.warm_steps=0.5").job_id == warm_plan(world, "B").job_id
+
+
+def test_the_report_says_what_the_warm_start_came_to(world: World) -> None:
+    def pair(handle: FakeHandle) -> StageResult:
+        return replace(finish(handle), notes=("began at the shared encoder of A<-B; 480 steps saved",))
+
+    run(world, warm_plan(world, "B"))
+    plan = warm_plan(world, "C")
+    run(world, plan, pair=pair)
+    result = report(world[1], world[0], plan.job_id)
+    assert [s["notes"] for s in result["stages"] if s["name"] == "pair:A<-C"] == [
+        ["began at the shared encoder of A<-B; 480 steps saved"]
+    ]
+    assert "480 steps saved" in report_text(result)
