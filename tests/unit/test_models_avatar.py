@@ -175,3 +175,24 @@ def test_enlarging_keeps_cells_in_place() -> None:
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         AvatarConfig.model_validate(changes)
+
+
+def test_published_encoder_sees_grey_as_zero() -> None:
+    """Images in [0, 1] are centred: a face of .5 everywhere is nothing but zeros, border included."""
+    encoder, seen = StridedEncoder(32, (4, 8), 6, "none"), []
+    encoder.convolutions[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    encoder(torch.full((1, 3, 32, 32), 0.5))
+    assert torch.equal(seen[0], torch.zeros(1, 3, 32, 32))
+
+
+def test_unet_keeps_detail_through_its_skip() -> None:
+    """Max pooling hides which pixel of a cell is bright; the skip does not."""
+    unet = UNet(AvatarConfig(superresolution_capacity=2)).eval()
+    a, b = -torch.ones(1, 32, 8, 8), -torch.ones(1, 32, 8, 8)
+    a[..., 2, 2], b[..., 3, 3] = 1.0, 1.0
+    joined: list[Tensor] = []
+    unet.up.register_forward_hook(lambda _m, args, _o: joined.append(args[0]))
+    unet(a), unet(b)
+    width = unet.inner[3].out_channels
+    assert joined[0].shape[1] == 3 * width
+    assert not torch.allclose(joined[0][:, :width], joined[1][:, :width])

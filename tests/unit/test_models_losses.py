@@ -122,3 +122,55 @@ def test_ssim_is_an_images_own_and_has_a_gradient() -> None:
     assert a.grad is not None
     stepped = (a - 0.5 * a.grad / a.grad.abs().max()).detach()
     assert (ssim(stepped, b) > ssim(a, b)).all()
+
+
+def test_eq4_counts_either_sign_and_squares_only_the_mask() -> None:
+    """Half of the pixels .3 too bright, half .1 too dark: |·| is .2 on average, the square of the mask's .4 is .16."""
+    image = flat(0.5, 2, 3, 8, 8)
+    drawn = rendering(0.5, 0.5, 0.9)
+    hr = drawn.I_hr.clone()
+    hr[:, :, :4], hr[:, :, 4:] = 0.8, 0.4
+    terms = eq4(drawn._replace(I_hr=hr), image, flat(0.5, 2, 1, 8, 8), NO_VGG)
+    assert [terms[k].item() for k in ("l1", "lr", "mask")] == pytest.approx([0.2, 0.0, 0.16], abs=1e-6)
+
+
+def test_eq4_compares_the_mean_of_each_cell_with_the_ray() -> None:
+    """Cells of 2×2 pixels 0, 0, 0, 1: the ray of colour .25 is right, the portrait of .25 misses by 3·.25 + .75."""
+    cell = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    image = cell.repeat(4, 4).expand(2, 3, 8, 8)
+    terms = eq4(rendering(0.25, 0.25), image, image[:, :1], NO_VGG)
+    assert terms["lr"].item() == pytest.approx(0.0)
+    assert terms["l1"].item() == pytest.approx((3 * 0.25 + 0.75) / 4)
+    assert terms["mask"].item() == pytest.approx((0.5 - 0.25) ** 2)
+
+
+def test_eq4_perceptual_term_sees_the_portrait_and_is_a_mean_over_the_batch() -> None:
+    seen: list[Tensor] = []
+
+    def perceptual(a: Tensor, b: Tensor) -> Tensor:
+        seen.extend((a, b))
+        return torch.tensor([1.0, 4.0])
+
+    drawn, image = rendering(), flat(0.5, 2, 3, 8, 8)
+    terms = eq4(drawn, image, flat(0.5, 2, 1, 8, 8), AvatarLossConfig(), perceptual)
+    assert terms["vgg"].item() == 2.5
+    assert seen[0] is drawn.I_hr
+    assert seen[1] is image
+
+
+def test_eq6_pulls_both_codes_towards_each_other() -> None:
+    """‖γ* − γ‖2 has a gradient through γ* and through γ: ±2·(γ* − γ)/n."""
+    cycled, code = torch.tensor([[3.0, 1.0]], requires_grad=True), torch.tensor([[1.0, 2.0]], requires_grad=True)
+    total = eq6(None, flat(0.5, 1, 3, 16, 16), cycled, code, YNetLossConfig(), lambda_code=0.5)["total"]
+    found = torch.autograd.grad(total, (cycled, code))
+    assert [g.tolist() for g in found] == [[[1.0, -0.5]], [[-1.0, 0.5]]]  # ½ · (4 + 1)/2, by its parts
+
+
+def test_weights_of_pixels_count_in_reconstruction_and_cycle_alike() -> None:
+    """A quarter of the pixels of weight 5: the mean weight is 2."""
+    weight = flat(1, 2, 1, 16, 16)
+    weight[..., :8, :8] = 5
+    face, drawn, code = flat(0.6, 2, 3, 16, 16), flat(0.4, 2, 3, 16, 16), flat(1, 2, 8)
+    cycle = eq6(drawn, face, code, code, YNetLossConfig(), 1.0, weight)
+    for terms in (eq5(drawn, face, YNetLossConfig(), weight), cycle):
+        assert terms["l1"].item() == pytest.approx(0.4)

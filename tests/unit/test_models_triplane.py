@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lavatar.configs.avatar import AvatarConfig
+from lavatar.models.superresolution import enlarge
 from lavatar.models.triplane import ModulatedConv, StyleGANGenerator, normalise_points, sample_triplane
 
 
@@ -84,3 +86,40 @@ def test_every_parameter_of_the_generator_learns() -> None:
     generator = StyleGANGenerator(config)
     generator(torch.randn(2, 12)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
+
+
+def test_each_plane_reads_its_own_two_axes_and_the_three_are_summed() -> None:
+    """Planes of one bright texel at (column 3, row 1) of 5: bright where the column axis is .5 and the row axis −.5."""
+    for plane, (column, row) in enumerate(("xy", "yz", "xz")):
+        planes = torch.zeros(1, 3, 1, 5, 5)
+        planes[0, plane, 0, 1, 3] = 2.0
+        at = {"x": 0.1, "y": 0.1, "z": 0.1, column: 0.5, row: -0.5}
+        swapped = {**at, column: -0.5, row: 0.5}
+        points = torch.tensor([[[at[a] for a in "xyz"], [swapped[a] for a in "xyz"]]])
+        torch.testing.assert_close(sample_triplane(planes, points), torch.tensor([[[2.0, 0.0]]]))
+
+
+def test_gradient_of_a_ramp_is_its_slope() -> None:
+    points = torch.tensor([[[0.3, -0.2, 0.6]]], requires_grad=True)
+    read = sample_triplane(ramps(17), points)
+    assert torch.autograd.grad(read[:, 0].sum(), points, retain_graph=True)[0].flatten().tolist() == pytest.approx(
+        [2.0, 1.0, 0.0], abs=1e-5
+    )
+    assert torch.autograd.grad(read[:, 1].sum(), points)[0].flatten().tolist() == pytest.approx(
+        [0.0, 1.0, 2.0], abs=1e-5
+    )
+
+
+def test_blocks_are_gained_leaky_and_begin_at_the_code() -> None:
+    """A block is two times LeakyReLU(0.2, gain · convolution); the first map is made of the code alone."""
+    torch.manual_seed(0)
+    config = AvatarConfig(triplane_size=8, triplane_channels=4, generator_capacity=6, code_dim=12, generator_gain=1.7)
+    generator, theta = StyleGANGenerator(config), torch.randn(2, 12)
+    first, second = generator.blocks
+    start = F.conv_transpose2d(theta[:, :, None, None], generator.start.weight)
+    x = F.conv2d(start, generator.mix.weight, generator.mix.bias, padding=1)
+    for block in (first, second):
+        x = enlarge(x) if block is second else x
+        for conv in (block.first, block.second):
+            x = F.leaky_relu(1.7 * conv(x, theta), 0.2)
+    torch.testing.assert_close(generator(theta), x.view(2, 3, 4, 8, 8), atol=1e-5, rtol=1e-5)
