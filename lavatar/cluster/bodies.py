@@ -107,19 +107,22 @@ BODIES: Mapping[StageKind, Body] = {
 def avatar_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
     """One task: encoder and decoder end to end."""
     from lavatar.training.avatar import AvatarTask
+    from lavatar.training.nerface import NeRFaceTask
 
     recipe = Recipe.model_validate(spec.recipe)
 
     def build(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
         store = _store(spec.inputs["dataset"], recipe.avatar.image_size, recipe.avatar_training.cache_mb, events, spec)
         perceptual = _perceptual(worker) if recipe.avatar_loss.lambda_vgg > 0 else None
+        if recipe.avatar.field == "mlp":
+            return NeRFaceTask(recipe, store, worker.rank, worker.world)
         return AvatarTask(recipe, store, worker.rank, worker.world, perceptual)
 
     def write(folder: Path, tasks: Sequence[TrainingTask]) -> None:
         from lavatar.training.release import write_avatar_release
 
         (task,) = tasks
-        assert isinstance(task, AvatarTask)
+        assert isinstance(task, AvatarTask | NeRFaceTask)
         write_avatar_release(folder, task)
 
     return TrainingPlan((Phase("avatar", recipe.avatar_training, build),), write)

@@ -10,6 +10,9 @@ from lavatar.configs.section import Section
 
 Interval = tuple[float, float]
 
+COEFFICIENTS = 52
+"""Expression coefficients of a template a frame (lavatar/datasets/coefficients.py gives them; a test compares)."""
+
 
 class AvatarConfig(Section):
     """Sizes and kinds of the parts of the latent head NeRF. Lengths are in head units (10 cm) unless said."""
@@ -21,7 +24,9 @@ class AvatarConfig(Section):
     code_dim: int = Field(128, ge=1, description="θ_p")
 
     # Encoder, Eq. 2
-    encoder: Literal["strided", "whitened"] = "strided"
+    encoder: Literal["strided", "whitened", "coefficients"] = Field(
+        "strided", description="coefficients: no encoder, a template's expression coefficients are the code (Sec. 5.2)"
+    )
     encoder_widths: tuple[int, ...] = Field((32, 64, 128, 256), min_length=1, description="one strided conv each")
     encoder_normalisation: Literal["deviation", "variance", "none"] = Field(
         "deviation", description="what the centred code of each sample is divided by"
@@ -70,6 +75,17 @@ class AvatarConfig(Section):
     superresolution: Literal["unet", "residual"] = "unet"
     superresolution_capacity: int = Field(32, ge=1)
 
+    # Baseline NeRFace (Sec. 5.2)
+    field: Literal["triplane", "mlp"] = Field("triplane", description="mlp: NeRFace, no tri-plane, no super-resolution")
+    field_layers: int = Field(6, ge=2, description="of the MLP that gives the density")
+    field_width: int = Field(256, ge=2)
+    position_frequencies: int = Field(10, ge=0, description="octaves of the position's encoding")
+    fine_samples: int = Field(64, ge=1, description="points along each ray beside `samples`, where there is something")
+    frame_code: int = Field(32, ge=0, description="width of the learned code of each training frame")
+
+    # Shoulders
+    torso: Literal["none", "layer"] = Field("none", description="layer: a flat picture behind the head, for shoulders")
+
     # Generator `basis`
     basis_count: int = Field(32, ge=1, description="basis planes that the code blends")
 
@@ -82,6 +98,12 @@ class AvatarConfig(Section):
             raise ValueError(f"the stylegan generator needs triplane_size = 2^n, got {self.triplane_size}")
         if self.encoder == "strided" and self.face_size % 2 ** len(self.encoder_widths):
             raise ValueError(f"face_size {self.face_size} cannot be halved {len(self.encoder_widths)} times")
+        if self.encoder == "coefficients" and self.code_dim != COEFFICIENTS:
+            raise ValueError(f"encoder coefficients has code_dim {COEFFICIENTS}, got {self.code_dim}")
+        if self.field == "mlp" and (self.encoder != "coefficients" or self.image_size != self.ray_size):
+            raise ValueError("field mlp needs encoder coefficients and ray_size = image_size: every pixel is a ray")
+        if self.torso == "layer" and self.compositing == "opaque_far":
+            raise ValueError("torso: layer lies behind the volume, and compositing: opaque_far lets nothing through")
         if any(low >= high for low, high in self.box):
             raise ValueError(f"box needs low < high on each axis, got {self.box}")
         return self
@@ -100,6 +122,7 @@ class AvatarLearningConfig(Section):
 
     rate_planes: float = Field(1.0, gt=0, description="times the learning rate: static planes of the basis generator")
     rate_basis: float = Field(1.0, gt=0, description="times the learning rate: its basis planes")
+    rate_torso: float = Field(1.0, gt=0, description="times the learning rate: the layer of the shoulders")
     rate_encoder: float = Field(1.0, gt=0, description="times the learning rate")
     rate_pose: float = Field(0.0, ge=0, description="times the learning rate: correction of each frame's pose; 0: none")
     beta2: float = Field(0.999, gt=0, lt=1, description="of Adam: memory of the gradients' squares")
@@ -114,5 +137,8 @@ class AvatarLearningConfig(Section):
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of the weights' running mean, which is released; 0: none"
     )
+    ray_batch: int = Field(2048, ge=1, description="field mlp: rays of each frame of a batch")
+    ray_face_share: float = Field(0.95, ge=0, le=1, description="field mlp: of these rays in the landmarks' box")
+    frame_code_penalty: float = Field(1e-3, ge=0, description="field mlp: weight of the mean square of the frame codes")
     shift: float = Field(0.0, ge=0, description="encoder's input: deviation of shift, scale and turn, in sides")
     color: float = Field(0.0, ge=0, description="encoder's input: deviation of brightness, contrast and tint")

@@ -57,7 +57,7 @@ def evaluate_self(
 
 def evaluate_cross(
     avatar: Avatar,
-    pair: Pair,
+    pair: Pair | None,
     avatar_dataset: Path,
     actor_dataset: Path,
     recipe: Recipe,

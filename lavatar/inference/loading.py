@@ -25,9 +25,11 @@ from lavatar.inference.pictures import to_tensor
 from lavatar.inference.retarget import PoseStatistics, PoseTrack
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.mapping import MappingMLP
+from lavatar.models.nerface import NeRFace
 from lavatar.models.ynet import YNetwork
 
 FORMAT = 1
+FIELDS: Mapping[str, type[LatentAvatar | NeRFace]] = {"triplane": LatentAvatar, "mlp": NeRFace}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HINT = "Run `lavatar submit` again: it trains what is missing and keeps the rest."
 
@@ -36,7 +38,7 @@ HINT = "Run `lavatar submit` again: it trains what is missing and keeps the rest
 class Avatar:
     """A trained latent head NeRF, ready to draw."""
 
-    model: LatentAvatar
+    model: LatentAvatar | NeRFace
     config: AvatarConfig
     subject: str
     dataset: str  # digest of the dataset it was trained on
@@ -83,7 +85,7 @@ def load_avatar(release: Path, device: str | torch.device = "cpu") -> Avatar:
     tensors = _read_tensors(release, config)
     architecture = _section(AvatarConfig, config, "avatar", release)
     poses = _training_poses(tensors, release)
-    model = LatentAvatar(architecture)
+    model = FIELDS[architecture.field](architecture)
     _fill(model, tensors, release)
     target = torch.device(device)
     return Avatar(

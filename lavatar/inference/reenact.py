@@ -16,6 +16,7 @@ from torch import Tensor
 from lavatar.configs.evaluation import EvaluationConfig
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, EventSink, NullSink
+from lavatar.datasets.coefficients import coefficients
 from lavatar.datasets.loader import FrameStore
 from lavatar.inference.audio import AudioSpan
 from lavatar.inference.encode_video import EncodedVideo, constant_rate, write_video
@@ -60,6 +61,15 @@ def draw(avatar: Avatar, theta_BD: Tensor, poses: PoseTrack) -> np.ndarray:
     return to_pictures(avatar.model.render(theta_BD, rotation, translation, scale, noise=False).I_hr)
 
 
+def driven_codes(avatar: Avatar, store: FrameStore, index_B: np.ndarray) -> Tensor:
+    """θ of frames of a store by the avatar's own encoder: of their faces (Eq. 2) or their coefficients (Sec. 5.2)."""
+    if avatar.config.encoder != "coefficients":
+        return self_codes(avatar, faces_of(store, index_B))
+    with torch.inference_mode():
+        chosen = torch.from_numpy(coefficients(store)[np.asarray(index_B)])
+        return avatar.model.encode(chosen.to(avatar.device))
+
+
 def self_codes(avatar: Avatar, faces_BhW3: np.ndarray) -> Tensor:
     """Eq. 2: θ_p of faces of the avatar itself."""
     with torch.inference_mode():
@@ -79,16 +89,21 @@ def reenact_self(
     """Self reenactment: each frame's own face and pose (Gaussian smoothed in time, `smoothing` frames)."""
     poses = smoothed(poses_of(store), smoothing)
     for index_B in chunks(indices, batch_size):
-        yield Portraits(index_B, draw(avatar, self_codes(avatar, faces_of(store, index_B)), poses[index_B]))
+        yield Portraits(index_B, draw(avatar, driven_codes(avatar, store, index_B), poses[index_B]))
 
 
 def reenact_cross(
-    avatar: Avatar, pair: Pair, actor: FrameStore, indices: np.ndarray, poses: PoseTrack, batch_size: int
+    avatar: Avatar, pair: Pair | None, actor: FrameStore, indices: np.ndarray, poses: PoseTrack, batch_size: int
 ) -> Iterator[Portraits]:
-    """Cross reenactment of the actor's frames; `poses` are the avatar's, one for each of `indices`."""
+    """Cross reenactment of the actor's frames; `poses` are the avatar's, one for each of `indices`.
+
+    Without a pair what drives the avatar itself is taken from the actor: coefficients mean the same on every face, as
+    far as their template is right (Sec. 5.2).
+    """
     for part in chunks(np.arange(len(indices)), batch_size):
         index_B = np.asarray(indices)[part]
-        yield Portraits(index_B, draw(avatar, cross_codes(pair, faces_of(actor, index_B)), poses[part]))
+        codes = driven_codes(avatar, actor, index_B) if pair is None else cross_codes(pair, faces_of(actor, index_B))
+        yield Portraits(index_B, draw(avatar, codes, poses[part]))
 
 
 def driven_poses(avatar_poses: PoseStatistics, actor: PoseTrack, indices: np.ndarray, smoothing: float) -> PoseTrack:

@@ -39,18 +39,30 @@ class Rays(NamedTuple):
     direction_BR3: Tensor
 
 
+def cell_offsets(view: View, like: Tensor) -> Tensor:
+    """Rows and columns of the centres of a view's cells, from the picture's middle, in sides of the picture: B×2×r
+    (B is 1 where all frames are seen alike)."""
+    cells = torch.arange(view.side, device=like.device, dtype=like.dtype)
+    corner_B2 = cells.new_zeros(1, 2) if view.corner_B2 is None else view.corner_B2.to(cells)
+    return (corner_B2[..., None] + cells + 0.5) / view.ray_size - 0.5
+
+
 def camera_rays(view: View, focal: float, rotation_B33: Tensor, translation_B3: Tensor, scale_B: Tensor) -> Rays:
     """Rays through the centres of the view's cells of the image, row by row, moved into head space.
 
     `focal` is in sides of the image (5000 / 512). With x_cam = scale·R·x_head + t and the camera at the origin, a ray
     of the camera o = 0, d = (u, v, 1) becomes o = −Rᵀt / scale, d = Rᵀd / scale.
     """
-    cells = torch.arange(view.side, device=rotation_B33.device, dtype=rotation_B33.dtype)
-    corner_B2 = cells.new_zeros(1, 2) if view.corner_B2 is None else view.corner_B2.to(cells)
-    offset_B2r = ((corner_B2[..., None] + cells + 0.5) / view.ray_size - 0.5) / focal
+    offset_B2r = cell_offsets(view, rotation_B33) / focal
     v_Br1, u_B1r = offset_B2r[:, 0, :, None], offset_B2r[:, 1, None, :]
-    v_Brr, u_Brr = torch.broadcast_tensors(v_Br1, u_B1r)
-    direction_BR3 = torch.stack([u_Brr, v_Brr, torch.ones_like(u_Brr)], dim=-1).flatten(1, 2)
+    offset_BR2 = torch.stack(torch.broadcast_tensors(v_Br1, u_B1r), dim=-1).flatten(1, 2)
+    return rays_through(offset_BR2, rotation_B33, translation_B3, scale_B)
+
+
+def rays_through(offset_BR2: Tensor, rotation_B33: Tensor, translation_B3: Tensor, scale_B: Tensor) -> Rays:
+    """Rays through any points of the image plane at depth 1 (v, u: down and right of the middle), in head space."""
+    v_BR, u_BR = offset_BR2.unbind(-1)
+    direction_BR3 = torch.stack([u_BR, v_BR, torch.ones_like(u_BR)], dim=-1)
     to_head_B33 = rotation_B33 / scale_B[:, None, None]  # row vectors times R are Rᵀ times columns
     return Rays(-_rotate(translation_B3[:, None], to_head_B33), _rotate(direction_BR3, to_head_B33))
 
@@ -110,6 +122,23 @@ def activate_density(density_BRS: Tensor, config: AvatarConfig, noise: Noise) ->
     return active * config.density_scale
 
 
+def importance_depths(near_BR: Tensor, far_BR: Tensor, weights_BRS: Tensor, count: int, noise: Noise) -> Tensor:
+    """Depths distributed as the compositing weights of S equal bins between near and far say, B×R×count, ascending.
+
+    Inverse transform sampling: at even quantiles, or with noise at one random quantile in each of `count` equal parts.
+    """
+    share_BRS = weights_BRS + 1e-5
+    share_BRS = share_BRS / share_BRS.sum(dim=-1, keepdim=True)
+    total_BRS = F.pad(share_BRS.cumsum(dim=-1), (1, 0))
+    steps = torch.arange(count, device=near_BR.device, dtype=near_BR.dtype)
+    within = 0.5 if noise is False else _random(torch.rand, (*near_BR.shape, count), near_BR, noise)
+    quantile = ((steps + within) / count).expand(*near_BR.shape, count).contiguous()
+    S = weights_BRS.shape[-1]
+    bin_ = (torch.searchsorted(total_BRS.contiguous(), quantile, right=True) - 1).clamp(0, S - 1)
+    rest = (quantile - total_BRS.gather(-1, bin_)) / share_BRS.gather(-1, bin_)
+    return near_BR[..., None] + (far_BR - near_BR)[..., None] * ((bin_ + rest.clamp(0, 1)) / S)
+
+
 def compositing_weights(density_BRS: Tensor, length_BRS: Tensor) -> Tensor:
     """w_i = T_i (1 − exp(−σ_i δ_i)) with T_i = exp(−Σ_{j<i} σ_j δ_j): exact where σ is constant in each interval."""
     thickness = density_BRS * length_BRS
@@ -126,6 +155,12 @@ def composite(weights_BRS: Tensor, color_BORS: Tensor, *, opaque_far: bool) -> t
     mask_BR = weights_BRS.sum(dim=-1)
     feature_BOR = (weights_BRS[:, None] * color_BORS).sum(dim=-1) + (1 - mask_BR)[:, None]
     return feature_BOR, torch.ones_like(mask_BR) if opaque_far else mask_BR
+
+
+def over(feature_BOR: Tensor, mask_BR: Tensor, behind_BOR: Tensor, opacity_BR: Tensor) -> tuple[Tensor, Tensor]:
+    """A volume composited on white, and its M, laid over something else than white: I_F and M of both together."""
+    free_BR = 1 - mask_BR
+    return feature_BOR + free_BR[:, None] * (behind_BOR - 1), mask_BR + free_BR * opacity_BR
 
 
 def _random(draw: object, shape: tuple[int, ...], like: Tensor, noise: Noise) -> Tensor:

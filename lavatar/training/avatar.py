@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavatar.configs.recipe import Recipe
+from lavatar.datasets.coefficients import coefficients
 from lavatar.datasets.loader import BatchSampler, FrameBatch, FrameStore
 from lavatar.models.avatar import LatentAvatar
+from lavatar.models.encoder import AvatarEncoder
+from lavatar.models.encoder_coefficients import CoefficientEncoder
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.losses import eq4
 from lavatar.models.rendering import View
@@ -28,6 +31,8 @@ from lavatar.training.warmstart import PosedFrames, warm_start
 
 PICTURES = 4
 BEGIN_FRAMES = 512
+CHIN = 8
+"""The landmark at the chin's tip."""
 
 
 class PoseCorrection(nn.Module):
@@ -68,7 +73,7 @@ class AvatarModule(nn.Module):
 
 @dataclass(frozen=True)
 class AvatarBatch:
-    """Frames, the encoder's input made from their faces, and the part of the pictures that the step draws."""
+    """Frames, the encoder's input made from their faces (or their coefficients), and the part that the step draws."""
 
     frames: FrameBatch
     input_B3HH: Tensor
@@ -93,22 +98,38 @@ class AvatarTask:
             torch.manual_seed(self.training.seed)
             correction = PoseCorrection(len(store)) if self.learning.rate_pose > 0 else None
             self.module = AvatarModule(LatentAvatar(recipe.avatar), correction)
+        self.coefficients_NK: Tensor | None = None
+        if isinstance(self.avatar.encoder, CoefficientEncoder):
+            self.coefficients_NK = torch.from_numpy(coefficients(store))
+            self.avatar.encoder.fix(self.coefficients_NK)
         self._begin()
         self.average = WeightAverage(self.avatar, self.learning.average) if self.learning.average > 0 else None
 
     @torch.no_grad()
     def _begin(self) -> None:
         """Data-dependent beginning of our encoder and generator, from frames drawn as the training draws them."""
-        encoder = self.avatar.encoder
-        if not isinstance(encoder, WhitenedEncoder):
+        encoder, torso = self.avatar.encoder, self.avatar.torso
+        if isinstance(encoder, AvatarEncoder) and torso is None:
             return
         steps = range(-(-BEGIN_FRAMES // self.training.batch_size))
         frames = self.store.batch(np.concatenate([self.sampler.indices(step) for step in steps]))
-        face_N3HH = at_side(frames.face_B3HW, self.recipe.avatar.face_size)
-        encoder.begin_with(face_N3HH)
-        theta_ND = torch.cat([encoder(part) for part in face_N3HH.split(32)])
         pose = (frames.rotation_B33, frames.translation_B3, frames.scale_B)
+        if torso is not None:
+            chin = float(frames.landmarks_B68x2[:, CHIN, 1].mean())
+            torso.begin_with(frames.image_B3HW, frames.mask_B1HW, pose, chin)
+        if isinstance(encoder, AvatarEncoder):
+            return
+        face_N3HH = self._input(frames)
+        if isinstance(encoder, WhitenedEncoder):
+            encoder.begin_with(face_N3HH)
+        theta_ND = torch.cat([encoder(part) for part in face_N3HH.split(32)])
         warm_start(self.avatar, PosedFrames(frames.image_B3HW, frames.mask_B1HW, *pose, theta_ND))
+
+    def _input(self, frames: FrameBatch) -> Tensor:
+        """What drives these frames: their faces at the encoder's size, or their coefficients."""
+        if self.coefficients_NK is not None:
+            return self.coefficients_NK[frames.index_B.cpu()].to(frames.face_B3HW.device)
+        return at_side(frames.face_B3HW, self.recipe.avatar.face_size)
 
     @property
     def avatar(self) -> LatentAvatar:
@@ -118,7 +139,10 @@ class AvatarTask:
     def param_groups(self) -> list[ParamGroup]:
         """Encoder, static planes, basis (of the basis generator), the rest of the decoder, pose corrections."""
         rate, learning = self.training.learning_rate, self.learning
-        factors = {"encoder": learning.rate_encoder, "planes": learning.rate_planes, "basis": learning.rate_basis}
+        factors = {
+            "encoder": learning.rate_encoder, "planes": learning.rate_planes, "basis": learning.rate_basis,
+            "torso": learning.rate_torso,
+        }  # fmt: skip
         members: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.avatar.named_parameters():
             members.setdefault(_group_of(name), []).append(parameter)
@@ -139,10 +163,11 @@ class AvatarTask:
     def batches(self, step: int) -> AvatarBatch:
         frames = self.sampler.batch(step, self.rank, self.world)
         generator = generator_for(self.training.seed, step, self.rank)
-        face = at_side(frames.face_B3HW, self.recipe.avatar.face_size)
-        face = jitter(face, self.learning.shift, generator)
-        face = tint(face, self.learning.color, generator)
-        face = add_noise(face, self.recipe.avatar.input_noise, generator)
+        face = self._input(frames)
+        if self.coefficients_NK is None:
+            face = jitter(face, self.learning.shift, generator)
+            face = tint(face, self.learning.color, generator)
+            face = add_noise(face, self.recipe.avatar.input_noise, generator)
         return AvatarBatch(frames, face, draw_view(step, frames.landmarks_B68x2, self.recipe, generator))
 
     def losses(self, batch: AvatarBatch, step: int) -> dict[str, Tensor]:
@@ -191,7 +216,7 @@ class AvatarTask:
         device = next(self.module.parameters()).device
         frames = self.store.batch(chosen).to(device)
         self.module.eval()
-        theta_BD = self.avatar.encode(at_side(frames.face_B3HW, self.recipe.avatar.face_size))
+        theta_BD = self.avatar.encode(self._input(frames))
         drawn = self.avatar.render(theta_BD, frames.rotation_B33, frames.translation_B3, frames.scale_B)
         return {"truth_above_result": sheet([frames.image_B3HW, drawn.I_hr])}
 
@@ -224,6 +249,6 @@ def sheet(rows: list[Tensor]) -> np.ndarray:
 
 def _group_of(name: str) -> str:
     """Parameter group of one of the avatar's parameters, by its name in the module."""
-    if name.startswith("encoder."):
-        return "encoder"
+    if name.startswith(("encoder.", "torso.")):
+        return name.split(".")[0]
     return {"generator.planes": "planes", "generator.basis": "basis"}.get(name, "decoder")

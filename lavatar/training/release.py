@@ -27,6 +27,7 @@ from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.checkpoint import file_digest, write_json
 from lavatar.training.errorcurve import ErrorCurve
+from lavatar.training.nerface import NeRFaceTask
 from lavatar.training.pair import MappingTask, YNetTask
 from lavatar.training.warmpair import ColdErrors, WarmPair
 
@@ -35,7 +36,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MOST_POSES = 2000
 
 
-def write_avatar_release(folder: Path, task: AvatarTask) -> None:
+def write_avatar_release(folder: Path, task: AvatarTask | NeRFaceTask) -> None:
     """The trained latent head NeRF, and the head poses it was trained on (at most 2,000, evenly spread)."""
     store = task.store
     rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), MOST_POSES)).round().astype(int))

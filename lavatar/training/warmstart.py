@@ -1,8 +1,8 @@
 """Where a short training of the basis generator begins: not at noise but at the best linear guess.
 
 Frames are flattened on a half ellipsoid in head space (no mouth, no nose: a relief would do, but a head is near one).
-Their mean colours the static planes and, because the whitened code has uncorrelated dimensions of unit size, the mean
-of code × colour is the linear regression of the colours on the code: it colours the basis. Everything after is Eq. 4.
+Their mean colours the static planes, and the linear regression of the colours on the code the basis. Everything after
+is Eq. 4.
 
 Shapes: N frames, D code, K basis_count, C triplane_channels, H triplane_size, s image side.
 """
@@ -26,6 +26,7 @@ LOGIT = 4.0
 it would have no gradient left to grow by."""
 DENSITY, RED = 0, 1  # channels of the planes that begin with a meaning; green and blue follow
 LEAK = 0.01
+DAMPING = 1e-4  # of the regression, in mean variances of the code
 
 
 class PosedFrames(NamedTuple):
@@ -47,8 +48,13 @@ def warm_start(avatar: LatentAvatar, frames: PosedFrames) -> None:
         return
     points_HH3 = relief(config.triplane_size, config.box)
     color_N3HH, mask_HH = flatten_frames(frames, points_HH3, config.focal / 512)
+    if avatar.torso is not None:
+        mask_HH = mask_HH * (points_HH3[..., 1] > CENTRE[1] - RADII[1])  # what is below the chin has its own place
     theta_ND = frames.theta_ND - frames.theta_ND.mean(0)
-    slope_D3HH = torch.einsum("nd,nchw->dchw", theta_ND, color_N3HH - color_N3HH.mean(0)) / len(theta_ND)
+    slope_D3HH = torch.einsum("nd,nchw->dchw", theta_ND, color_N3HH - color_N3HH.mean(0))
+    gram_DD = theta_ND.T @ theta_ND
+    gram_DD += DAMPING * gram_DD.diagonal().mean() * torch.eye(len(gram_DD))
+    slope_D3HH = torch.linalg.solve(gram_DD, slope_D3HH.flatten(1)).view_as(slope_D3HH)
     C, H = config.triplane_channels, config.triplane_size
     xy, color = 0, slice(RED, RED + 3)
     generator.planes[:, : RED + 3] = 0
