@@ -83,9 +83,6 @@ class AvatarConfig(Section):
     fine_samples: int = Field(64, ge=1, description="points along each ray beside `samples`, where there is something")
     frame_code: int = Field(32, ge=0, description="width of the learned code of each training frame")
 
-    # Shoulders
-    torso: Literal["none", "layer"] = Field("none", description="layer: a flat picture behind the head, for shoulders")
-
     # Generator `basis`
     basis_count: int = Field(32, ge=1, description="basis planes that the code blends")
 
@@ -102,8 +99,6 @@ class AvatarConfig(Section):
             raise ValueError(f"encoder coefficients has code_dim {COEFFICIENTS}, got {self.code_dim}")
         if self.field == "mlp" and (self.encoder != "coefficients" or self.image_size != self.ray_size):
             raise ValueError("field mlp needs encoder coefficients and ray_size = image_size: every pixel is a ray")
-        if self.torso == "layer" and self.compositing == "opaque_far":
-            raise ValueError("torso: layer lies behind the volume, and compositing: opaque_far lets nothing through")
         if any(low >= high for low, high in self.box):
             raise ValueError(f"box needs low < high on each axis, got {self.box}")
         return self
@@ -122,7 +117,6 @@ class AvatarLearningConfig(Section):
 
     rate_planes: float = Field(1.0, gt=0, description="times the learning rate: static planes of the basis generator")
     rate_basis: float = Field(1.0, gt=0, description="times the learning rate: its basis planes")
-    rate_torso: float = Field(1.0, gt=0, description="times the learning rate: the layer of the shoulders")
     rate_encoder: float = Field(1.0, gt=0, description="times the learning rate")
     rate_pose: float = Field(0.0, ge=0, description="times the learning rate: correction of each frame's pose; 0: none")
     beta2: float = Field(0.999, gt=0, lt=1, description="of Adam: memory of the gradients' squares")

@@ -14,7 +14,7 @@ from lavatar.errors import UsageError
 
 COEFFICIENT_DRIVEN = ("avatar.encoder=coefficients", f"avatar.code_dim={COEFFICIENTS}", "avatar.input_noise=0")
 NERFACE = (
-    *COEFFICIENT_DRIVEN, "avatar.field=mlp", "avatar.superresolution=residual", "avatar.torso=none",
+    *COEFFICIENT_DRIVEN, "avatar.field=mlp", "avatar.superresolution=residual",
     "avatar.density_activation=relu", "avatar.density_bias=0.2", "avatar.density_noise=0.1", "avatar.samples=64",
     "avatar_training.learning_rate=5.0e-4", "avatar_training.batch_size=1",
 )  # fmt: skip

@@ -20,7 +20,6 @@ from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.radiance import RadianceMLP
 from lavatar.models.rendering import Noise, Rays, View
 from lavatar.models.superresolution import ResidualUpsampler, UNet
-from lavatar.models.torso import TorsoLayer
 from lavatar.models.triplane import StyleGANGenerator, normalise_points, sample_triplane
 
 # Modules by the name that the configuration gives; each is built from the AvatarConfig alone.
@@ -57,7 +56,6 @@ class LatentAvatar(nn.Module):
         self.generator = GENERATORS[config.generator](config)
         self.radiance = RadianceMLP(config)
         self.superresolution = UPSAMPLERS[config.superresolution](config)
-        self.torso = TorsoLayer(config) if config.torso == "layer" else None
 
     def encode(self, face_B3HH: Tensor) -> Tensor:
         """Eq. 2: faces in [0, 1] → θ_p (B×D). With the encoder `coefficients` (Sec. 5.2) B×K coefficients instead."""
@@ -83,9 +81,6 @@ class LatentAvatar(nn.Module):
         planes = self.generator(theta_BD)
         rays = rendering.camera_rays(view, config.focal / 512, rotation_B33, translation_B3, scale_B)
         feature_BOR, mask_BR = self._volume_in_parts(planes, rays, noise)
-        if self.torso is not None:
-            behind_BOR, opacity_BR = self.torso(view, rotation_B33, translation_B3, scale_B)
-            feature_BOR, mask_BR = rendering.over(feature_BOR, mask_BR, behind_BOR, opacity_BR)
         r = view.side
         I_F = feature_BOR.unflatten(-1, (r, r))
         return Rendering(self.superresolution(I_F), I_F[:, :3], I_F, mask_BR.view(-1, 1, r, r))

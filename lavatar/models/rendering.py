@@ -157,12 +157,6 @@ def composite(weights_BRS: Tensor, color_BORS: Tensor, *, opaque_far: bool) -> t
     return feature_BOR, torch.ones_like(mask_BR) if opaque_far else mask_BR
 
 
-def over(feature_BOR: Tensor, mask_BR: Tensor, behind_BOR: Tensor, opacity_BR: Tensor) -> tuple[Tensor, Tensor]:
-    """A volume composited on white, and its M, laid over something else than white: I_F and M of both together."""
-    free_BR = 1 - mask_BR
-    return feature_BOR + free_BR[:, None] * (behind_BOR - 1), mask_BR + free_BR * opacity_BR
-
-
 def _random(draw: object, shape: tuple[int, ...], like: Tensor, noise: Noise) -> Tensor:
     generator = noise if isinstance(noise, Generator) else None
     result: Tensor = draw(shape, generator=generator, device=like.device, dtype=like.dtype)  # type: ignore[operator]

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "jobs": ("lavatar.platform.commands.jobs:jobs", "What was submitted: list, show, logs."),
     "reenact": ("lavatar.platform.commands.reenact:reenact", "Drive an avatar by any video of its actor."),
     "evaluate": ("lavatar.platform.commands.evaluate:evaluate", "Measure a finished avatar or pair again."),
+    "benchmark": ("lavatar.platform.commands.benchmark:benchmark", "Compare methods, trained and measured alike."),
     "weights": ("lavatar.platform.commands.weights:weights", "The pretrained files: list, fetch."),
     "doctor": ("lavatar.platform.commands.doctor:doctor", "Check this machine."),
     "ui": ("lavatar.platform.commands.ui:ui", "Show runs and models in the browser (MLflow)."),

@@ -31,8 +31,6 @@ from lavatar.training.warmstart import PosedFrames, warm_start
 
 PICTURES = 4
 BEGIN_FRAMES = 512
-CHIN = 8
-"""The landmark at the chin's tip."""
 
 
 class PoseCorrection(nn.Module):
@@ -108,17 +106,12 @@ class AvatarTask:
     @torch.no_grad()
     def _begin(self) -> None:
         """Data-dependent beginning of our encoder and generator, from frames drawn as the training draws them."""
-        encoder, torso = self.avatar.encoder, self.avatar.torso
-        if isinstance(encoder, AvatarEncoder) and torso is None:
+        encoder = self.avatar.encoder
+        if isinstance(encoder, AvatarEncoder):
             return
         steps = range(-(-BEGIN_FRAMES // self.training.batch_size))
         frames = self.store.batch(np.concatenate([self.sampler.indices(step) for step in steps]))
         pose = (frames.rotation_B33, frames.translation_B3, frames.scale_B)
-        if torso is not None:
-            chin = float(frames.landmarks_B68x2[:, CHIN, 1].mean())
-            torso.begin_with(frames.image_B3HW, frames.mask_B1HW, pose, chin)
-        if isinstance(encoder, AvatarEncoder):
-            return
         face_N3HH = self._input(frames)
         if isinstance(encoder, WhitenedEncoder):
             encoder.begin_with(face_N3HH)
@@ -139,10 +132,7 @@ class AvatarTask:
     def param_groups(self) -> list[ParamGroup]:
         """Encoder, static planes, basis (of the basis generator), the rest of the decoder, pose corrections."""
         rate, learning = self.training.learning_rate, self.learning
-        factors = {
-            "encoder": learning.rate_encoder, "planes": learning.rate_planes, "basis": learning.rate_basis,
-            "torso": learning.rate_torso,
-        }  # fmt: skip
+        factors = {"encoder": learning.rate_encoder, "planes": learning.rate_planes, "basis": learning.rate_basis}
         members: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.avatar.named_parameters():
             members.setdefault(_group_of(name), []).append(parameter)
@@ -249,6 +239,6 @@ def sheet(rows: list[Tensor]) -> np.ndarray:
 
 def _group_of(name: str) -> str:
     """Parameter group of one of the avatar's parameters, by its name in the module."""
-    if name.startswith(("encoder.", "torso.")):
-        return name.split(".")[0]
+    if name.startswith("encoder."):
+        return "encoder"
     return {"generator.planes": "planes", "generator.basis": "basis"}.get(name, "decoder")

@@ -48,8 +48,6 @@ def warm_start(avatar: LatentAvatar, frames: PosedFrames) -> None:
         return
     points_HH3 = relief(config.triplane_size, config.box)
     color_N3HH, mask_HH = flatten_frames(frames, points_HH3, config.focal / 512)
-    if avatar.torso is not None:
-        mask_HH = mask_HH * (points_HH3[..., 1] > CENTRE[1] - RADII[1])  # what is below the chin has its own place
     theta_ND = frames.theta_ND - frames.theta_ND.mean(0)
     slope_D3HH = torch.einsum("nd,nchw->dchw", theta_ND, color_N3HH - color_N3HH.mean(0))
     gram_DD = theta_ND.T @ theta_ND

@@ -1,0 +1,286 @@
+"""`lavatar benchmark method`: the methods of Sec. 5.2 trained and measured side by side, with seeds and budget given.
+
+Each training is an ordinary stage under its ordinary key: what a job or an earlier benchmark has trained is taken from
+there, and one that was stopped goes on from its checkpoint. What was measured lies in FOLDER/runs, one file a row, so a
+repeated command does what is missing. An equal time is turned into steps by timing each method's own first steps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavatar.configs.methods import Method
+from lavatar.configs.recipe import Recipe
+from lavatar.contracts import Event, EventSink, NullSink, StageKind
+from lavatar.errors import DataError
+from lavatar.platform.home import Home
+from lavatar.platform.planning import Person, Plan, PlannedStage, digest, plan, release_dir, require_weights
+from lavatar.platform.progress import Display, DisplaySink
+from lavatar.platform.states import State
+from lavatar.platform.tracking import Tracker
+
+if TYPE_CHECKING:
+    from lavatar.cluster.stages import StageRunner
+
+EXPERIMENT = "lavatar/benchmark"
+POLL_SECONDS = 0.2
+WARM_STEPS, TIMED_STEPS = 3, 24
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each method trains: steps, or minutes that are turned into steps; avatar and Y-network by themselves."""
+
+    kind: str  # "steps" or "minutes"
+    avatar: float
+    pair: float
+
+    @property
+    def name(self) -> str:
+        unit = "steps" if self.kind == "steps" else "min"
+        return f"{self.avatar:g} + {self.pair:g} {unit}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of one method: what identifies it."""
+
+    method: Method
+    avatar: Person
+    actor: Person
+    seed: int
+    budget: Budget
+    max_frames: int
+
+    @property
+    def key(self) -> str:
+        dump = self.method.recipe.model_dump(mode="json", exclude={"name", "resources"})
+        people = (self.avatar.digest, self.actor.digest)
+        return digest(
+            "benchmark", FORMAT, self.method.name, dump, people, self.seed, asdict(self.budget), self.max_frames
+        )
+
+    @property
+    def title(self) -> str:
+        return f"{self.method.name}, {self.avatar.name}<-{self.actor.name}, {self.budget.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a benchmark runs."""
+
+    home: Home
+    folder: Path
+    display: Display
+    runner: StageRunner
+    tracker: Tracker | None
+
+
+def measured(bench: Bench, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Each row's result, in order: read if it is there, else trained and measured and written down."""
+    for number, row in enumerate(rows):
+        path = bench.folder / "runs" / f"{row.key[:16]}.json"
+        if path.exists():
+            bench.display.message(f"{number + 1} of {len(rows)}: {row.title}: measured before")
+        else:
+            bench.display.message(f"{number + 1} of {len(rows)}: {row.title}")
+            result = _measure(bench, row)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+            part.replace(path)
+        yield read_row(path)
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """A row's result. Raises DataError for a damaged file."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}", "Delete it: it is measured again.") from None
+
+
+def _measure(bench: Bench, row: Row) -> dict[str, Any]:
+    """Train what is missing, measure, log."""
+    from lavatar.cluster.bodies import avatar_plan, pair_plan
+
+    recipe = seeded(row.method.recipe, row.seed, row.max_frames)
+    stages = _plan(bench, row, recipe)
+    for stage in stages.stages:
+        if stage.spec.kind is StageKind.PREPROCESS:
+            _run(bench, stage, None)
+    head = stages.stage(StageKind.AVATAR)
+    recipe = _budgeted(bench, row, recipe, "avatar", lambda: avatar_plan(head.spec, NullSink()))
+    stages = _plan(bench, row, recipe)
+    head = stages.stage(StageKind.AVATAR)
+    with ExitStack() as stack:
+        run_id = _open_run(bench, row, recipe, stack)
+        training = {"avatar": _run(bench, head, run_id)}
+        pair = None
+        if row.method.paired:
+            pair = stages.stage(StageKind.PAIR)
+            spec = pair.spec
+            recipe = _budgeted(bench, row, recipe, "ynet", lambda: pair_plan(spec, NullSink()))
+            stages = _plan(bench, row, recipe)
+            pair = stages.stage(StageKind.PAIR)
+            training["pair"] = _run(bench, pair, run_id)
+        metrics, notes = _evaluate(row, recipe, head, pair, stages, DisplaySink(bench.display))
+        if bench.tracker:
+            bench.tracker.log_result(run_id, metrics, {})
+    return {
+        "method": row.method.name,
+        "avatar": row.avatar.name,
+        "actor": row.actor.name,
+        "seed": row.seed,
+        "budget": asdict(row.budget),
+        "training": training,
+        "release": str(release_dir(head.spec.out_dir).relative_to(bench.home.root)),
+        "dataset": str(head.spec.inputs["dataset"].relative_to(bench.home.root)),
+        "metrics": metrics,
+        "notes": list(notes),
+    }
+
+
+def seeded(recipe: Recipe, seed: int, max_frames: int) -> Recipe:
+    """The recipe with another seed everywhere, and at most so many held-out frames measured."""
+    sections = ("avatar_training", "ynet_training", "mapping_training")
+    changed = {name: getattr(recipe, name).model_copy(update={"seed": seed}) for name in sections}
+    evaluation = recipe.evaluation.model_copy(update={"max_frames": max_frames})
+    return recipe.model_copy(update={**changed, "evaluation": evaluation})
+
+
+def _plan(bench: Bench, row: Row, recipe: Recipe) -> Plan:
+    return plan(bench.home.root, bench.home.out_dir, row.avatar, row.actor, recipe)
+
+
+def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, build: Callable[[], Any]) -> Recipe:
+    """The recipe with the training as long as the budget says, its schedule stretched or shrunk to that length.
+
+    Steps found by timing are kept in FOLDER/steps: a repeated command must come to the same stage.
+    """
+    amount = row.budget.avatar if which == "avatar" else row.budget.pair
+    if row.budget.kind == "steps":
+        return with_steps(recipe, which, int(amount))
+    kept = bench.folder / "steps" / f"{row.key[:16]}.{which}.json"
+    if not kept.exists():
+        bench.display.message(f"timing a step of {row.method.name}")
+        seconds = step_seconds(build())
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"steps": max(1, int(60 * amount / seconds)), "seconds_a_step": seconds}))
+    return with_steps(recipe, which, int(read_row(kept)["steps"]))
+
+
+def with_steps(recipe: Recipe, which: str, steps: int) -> Recipe:
+    """The training section `which` with so many steps; warm-up is at most a tenth of them."""
+    name = f"{which}_training"
+    section = getattr(recipe, name)
+    warmup = min(section.warmup_steps, steps // 10)
+    return recipe.model_copy(update={name: section.model_copy(update={"steps": steps, "warmup_steps": warmup})})
+
+
+def step_seconds(training: Any) -> float:
+    """Seconds of a step of a plan's first phase: the mean of some that are spread over its length."""
+    import numpy as np
+
+    from lavatar.cluster.plans import Worker
+    from lavatar.training.engine import TorchEngine
+    from lavatar.training.optimizer import build_optimizer
+
+    phase = training.phases[0]
+    task = phase.build([], Worker())
+    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, phase.config), phase.config)
+    steps = np.linspace(0, phase.config.steps - 1, TIMED_STEPS).astype(int)
+    engine.module.train()
+    began = 0.0
+    for i, step in enumerate([*steps[:WARM_STEPS], *steps]):
+        if i == WARM_STEPS:
+            began = time.monotonic()
+        engine.optimizer.activate(task.active_groups(int(step)))
+        batch = task.batches(int(step))
+        engine.step(partial(_losses, task, batch, int(step)))
+        task.after_step(int(step))
+    return (time.monotonic() - began) / TIMED_STEPS
+
+
+def _losses(task: Any, batch: Any, step: int, part: int) -> dict[str, Any]:
+    """The losses of a whole batch, as an engine asks for them."""
+    losses: dict[str, Any] = task.losses(batch, step)
+    return losses
+
+
+def _open_run(bench: Bench, row: Row, recipe: Recipe, stack: ExitStack) -> str | None:
+    """An MLflow run of the row, ended however the row ends."""
+    if bench.tracker is None:
+        return None
+    params = {"method": row.method.name, "avatar": row.avatar.name, "actor": row.actor.name, "seed": row.seed}
+    params |= {"budget": row.budget.name, **recipe.model_dump(mode="json")}
+    tracker, run_id = bench.tracker, bench.tracker.open_job(EXPERIMENT, row.title, None, params)
+
+    def end(kind: type[BaseException] | None, *_: object) -> None:
+        stopped = kind is not None and not issubclass(kind, Exception)
+        tracker.end(run_id, State.FINISHED if kind is None else State.INTERRUPTED if stopped else State.FAILED)
+
+    stack.push(end)
+    return run_id
+
+
+def _run(bench: Bench, stage: PlannedStage, run_id: str | None) -> dict[str, Any]:
+    """One stage to its end, shown; its figures. A stage whose result is there is not run."""
+    require_weights([stage])
+    factory = bench.tracker.sink_factory(run_id) if bench.tracker and run_id else None
+    bench.display.state(stage.name, "running")
+    handle = bench.runner.start(stage.spec, factory)
+    try:
+        while True:
+            over = handle.done()
+            for event in handle.poll():
+                _show(bench.display, stage.name, event)
+            if over:
+                break
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        handle.cancel()
+        while not handle.done():
+            time.sleep(POLL_SECONDS)
+        raise
+    result = handle.result()
+    bench.display.state(stage.name, "finished")
+    return dict(result.metrics)
+
+
+def _show(display: Display, name: str, event: Event) -> None:
+    if event.done is not None:
+        display.progress(name, event)
+    elif event.text:
+        display.message(f"{name}: {event.text}", event.level)
+
+
+def _evaluate(
+    row: Row, recipe: Recipe, head: PlannedStage, pair: PlannedStage | None, stages: Plan, events: EventSink
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Self and cross figures, as `lavatar evaluate` measures them."""
+    from lavatar.inference.evaluate import evaluate_cross, evaluate_self
+    from lavatar.inference.figures import in_order
+    from lavatar.inference.images import perceptual_metric
+    from lavatar.inference.loading import best_device, load_avatar, load_pair
+
+    avatar = load_avatar(release_dir(head.spec.out_dir), best_device())
+    bridge = load_pair(release_dir(pair.spec.out_dir), avatar.device) if pair else None
+    lpips, note = perceptual_metric(avatar.device)
+    inputs = stages.stage(StageKind.PAIR).spec.inputs
+    own = evaluate_self(avatar, inputs["avatar_dataset"], recipe, lpips=lpips, events=events, stage=row.method.name)
+    cross = evaluate_cross(
+        avatar, bridge, inputs["avatar_dataset"], inputs["actor_dataset"], recipe, lpips=lpips, events=events,
+        stage=row.method.name,
+    )  # fmt: skip
+    notes = dict.fromkeys(((note,) if note else ()) + own.notes + cross.notes)
+    return in_order({**own.metrics, **cross.metrics}), tuple(notes)
