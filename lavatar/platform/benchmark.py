@@ -180,16 +180,23 @@ def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, build: Callabl
 
 
 def with_steps(recipe: Recipe, which: str, steps: int) -> Recipe:
-    """The training section `which` with so many steps; warm-up is at most a tenth of them."""
+    """The training section `which` with so many steps, warm-up at most a tenth; the mapping has at most the Y-network's."""
     name = f"{which}_training"
-    section = getattr(recipe, name)
+    section, mapping = getattr(recipe, name), recipe.mapping_training
     warmup = min(section.warmup_steps, steps // 10)
-    return recipe.model_copy(update={name: section.model_copy(update={"steps": steps, "warmup_steps": warmup})})
+    changed = {name: section.model_copy(update={"steps": steps, "warmup_steps": warmup})}
+    if which == "ynet":
+        changed["mapping_training"] = mapping.model_copy(update={"steps": min(mapping.steps, steps)})
+    return recipe.model_copy(update=changed)
 
 
 def step_seconds(training: Any) -> float:
-    """Seconds of a step of a plan's first phase: the mean of some that are spread over its length."""
+    """Seconds of a step of a plan's first phase: the mean of some that are spread over its length.
+
+    On a CPU the process's own time divided by its threads, which other work on the machine does not lengthen.
+    """
     import numpy as np
+    import torch
 
     from lavatar.cluster.plans import Worker
     from lavatar.training.engine import TorchEngine
@@ -200,15 +207,20 @@ def step_seconds(training: Any) -> float:
     engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, phase.config), phase.config)
     steps = np.linspace(0, phase.config.steps - 1, TIMED_STEPS).astype(int)
     engine.module.train()
+    threads = torch.get_num_threads()
+
+    def clock() -> float:
+        return time.monotonic() if torch.cuda.is_available() else time.process_time() / threads
+
     began = 0.0
     for i, step in enumerate([*steps[:WARM_STEPS], *steps]):
         if i == WARM_STEPS:
-            began = time.monotonic()
+            began = clock()
         engine.optimizer.activate(task.active_groups(int(step)))
         batch = task.batches(int(step))
         engine.step(partial(_losses, task, batch, int(step)))
         task.after_step(int(step))
-    return (time.monotonic() - began) / TIMED_STEPS
+    return (clock() - began) / TIMED_STEPS
 
 
 def _losses(task: Any, batch: Any, step: int, part: int) -> dict[str, Any]:
