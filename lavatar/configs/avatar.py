@@ -10,8 +10,8 @@ from lavatar.configs.section import Section
 
 Interval = tuple[float, float]
 
-COEFFICIENTS = 52
-"""Expression coefficients of a template a frame (lavatar/datasets/coefficients.py gives them; a test compares)."""
+COEFFICIENTS = 51
+"""Expression coefficients a frame: MediaPipe's 52 less the neutral one, which says nothing."""
 
 
 class AvatarConfig(Section):

@@ -58,12 +58,17 @@ class Method:
 
 
 def build_methods(
-    recipes: Sequence[str], baselines: Iterable[str], variants: Sequence[str], size: str, rate: float = 1.0
+    recipes: Sequence[str],
+    baselines: Iterable[str],
+    variants: Sequence[str] = (),
+    size: str = "full",
+    rate: float = 1.0,
+    overrides: tuple[str, ...] = (),
 ) -> list[Method]:
     """Each baseline on each recipe (NeRFace once: it shares nothing with them), then each variant.
 
     `variants` are "NAME=RECIPE" or "NAME=RECIPE:key=value;key=value". `rate` multiplies the learning rates of `paper`
-    and `official`, which are made for 200,000 steps. Raises UsageError and ConfigError.
+    and `official`, which are made for 200,000 steps. `overrides` change every row. Raises UsageError and ConfigError.
     """
     methods: list[Method] = []
     for baseline in baselines:
@@ -74,7 +79,9 @@ def build_methods(
             )
         for recipe in recipes[:1] if baseline == "nerface" else recipes:
             name = baseline if baseline == "nerface" else f"{baseline} ({recipe})"
-            methods.append(Method(name, _recipe(recipe, BASELINES[baseline], size, rate), baseline in PAIRED))
+            methods.append(
+                Method(name, _recipe(recipe, BASELINES[baseline], size, rate, overrides), baseline in PAIRED)
+            )
     for variant in variants:
         name, equals, rest = variant.partition("=")
         recipe, _, changes = rest.partition(":")
@@ -83,16 +90,16 @@ def build_methods(
                 f"--variant {variant!r} names no recipe", "Write --variant 'NAME=RECIPE:key=value;key=value'."
             )
         sets = tuple(text for text in changes.split(";") if text.strip())
-        methods.append(Method(name, _recipe(recipe, sets, size, rate), True))
+        methods.append(Method(name, _recipe(recipe, sets, size, rate, overrides), True))
     return methods
 
 
-def _recipe(name: str, changes: tuple[str, ...], size: str, rate: float) -> Recipe:
+def _recipe(name: str, changes: tuple[str, ...], size: str, rate: float, overrides: tuple[str, ...]) -> Recipe:
     """The recipe at the size asked for; NeRFace's own sizes come last, for its rays are its pixels."""
     base, smaller = ON_CPU[name] if size == "cpu" and name in ON_CPU else (name, ())
     mlp = "avatar.field=mlp" in changes
     own = (NERFACE_ON_CPU if size == "cpu" else ("avatar.ray_size=512",)) if mlp else ()
-    recipe = load_recipe(base, (*smaller, *changes, *own))
+    recipe = load_recipe(base, (*smaller, *changes, *own, *overrides))
     if rate == 1.0 or base not in ("paper", "official") or mlp:
         return recipe
     sections = ("avatar_training", "ynet_training", "mapping_training")

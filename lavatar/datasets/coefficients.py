@@ -1,7 +1,7 @@
 """Sec. 5.2, what the baselines are driven by: expression coefficients of a face template, tracked in each frame.
 
-They are the 52 of MediaPipe's template. The dataset of a video holds them already. A synthetic subject's dataset holds
-the parameters that it was drawn with, which no tracker knows: its portraits are tracked like anybody else's.
+They are MediaPipe's 52, less the neutral one. The dataset of a video holds them already. That of a synthetic subject
+holds the parameters that it was drawn with, which no tracker knows: its portraits are tracked like anybody else's.
 
 Shapes: N frames, K = COEFFICIENTS.
 """

@@ -180,7 +180,7 @@ def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, build: Callabl
 
 
 def with_steps(recipe: Recipe, which: str, steps: int) -> Recipe:
-    """The training section `which` with so many steps, warm-up at most a tenth; the mapping has at most the Y-network's."""
+    """The training section `which` with so many steps, a tenth of them warm-up at most; no more for the mapping."""
     name = f"{which}_training"
     section, mapping = getattr(recipe, name), recipe.mapping_training
     warmup = min(section.warmup_steps, steps // 10)

@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 
 @pytest.fixture
 def task(store: FrameStore) -> AvatarTask:
-    return AvatarTask(small(), store)
+    return AvatarTask(small("avatar_learning.rate_pose=0.1"), store)
 
 
 def test_the_task_keeps_the_protocol_and_groups_each_parameter_once(task: AvatarTask) -> None:

@@ -34,6 +34,7 @@ def benchmark() -> None:
 @click.option(
     "--rate", default=1.0, show_default=True, help="Times paper's and official's rates, made for 200,000 steps."
 )
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one number of every row.")
 @click.option("--seeds", default="0", show_default=True, metavar="N,N", help="Each row is trained with each.")
 @click.option("--steps", type=click.IntRange(1), help="Equal steps: of each avatar.")
 @click.option("--pair-steps", type=click.IntRange(1), help="Equal steps: of each Y-network; default: half of --steps.")
@@ -49,6 +50,7 @@ def method(
     variants: tuple[str, ...],
     size: str,
     rate: float,
+    overrides: tuple[str, ...],
     seeds: str,
     steps: int | None,
     pair_steps: int | None,
@@ -71,7 +73,7 @@ def method(
 
     home = Home.from_environment()
     registry = open_registry(home)
-    chosen = build_methods(recipes, [m for m in methods.split(",") if m], variants, size, rate)
+    chosen = build_methods(recipes, [m for m in methods.split(",") if m], variants, size, rate, overrides)
     budgets = [Budget("steps", steps, pair_steps or max(1, steps // 2))] if steps else []
     budgets += [Budget("minutes", minutes, pair_minutes or minutes)] if minutes else []
     if not budgets:
