@@ -132,6 +132,7 @@ def _measured(task: TrainingTask) -> dict[str, Any]:
 def _figures(outcome: TrainingOutcome) -> dict[str, Any]:
     return {
         "steps": outcome.steps,
+        "first_step": outcome.first_step,  # where this process took up: `seconds` are of the steps after it
         "seconds": round(outcome.seconds, 3),
         "losses": outcome.losses,
     }

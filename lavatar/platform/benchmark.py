@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from lavatar.platform.states import State
 from lavatar.platform.tracking import Tracker
 
 if TYPE_CHECKING:
+    from lavatar.cluster.plans import PlanFactory
     from lavatar.cluster.stages import StageRunner
 
 EXPERIMENT = "lavatar/benchmark"
@@ -119,7 +120,7 @@ def _measure(bench: Bench, row: Row) -> dict[str, Any]:
         if stage.spec.kind is StageKind.PREPROCESS:
             _run(bench, stage, None)
     head = stages.stage(StageKind.AVATAR)
-    recipe = _budgeted(bench, row, recipe, "avatar", lambda: avatar_plan(head.spec, NullSink()))
+    recipe = _budgeted(bench, row, recipe, "avatar", head, avatar_plan)
     stages = _plan(bench, row, recipe)
     head = stages.stage(StageKind.AVATAR)
     with ExitStack() as stack:
@@ -128,8 +129,7 @@ def _measure(bench: Bench, row: Row) -> dict[str, Any]:
         pair = None
         if row.method.paired:
             pair = stages.stage(StageKind.PAIR)
-            spec = pair.spec
-            recipe = _budgeted(bench, row, recipe, "ynet", lambda: pair_plan(spec, NullSink()))
+            recipe = _budgeted(bench, row, recipe, "ynet", pair, pair_plan)
             stages = _plan(bench, row, recipe)
             pair = stages.stage(StageKind.PAIR)
             training["pair"] = _run(bench, pair, run_id)
@@ -162,18 +162,19 @@ def _plan(bench: Bench, row: Row, recipe: Recipe) -> Plan:
     return plan(bench.home.root, bench.home.out_dir, row.avatar, row.actor, recipe)
 
 
-def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, build: Callable[[], Any]) -> Recipe:
+def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, stage: PlannedStage, build: PlanFactory) -> Recipe:
     """The recipe with the training as long as the budget says, its schedule stretched or shrunk to that length.
 
-    Steps found by timing are kept in FOLDER/steps: a repeated command must come to the same stage.
+    Steps found by timing are kept in FOLDER/steps under the stage as it was before: a repeated command must come to the
+    same stage, and methods that share an avatar must come to one length.
     """
     amount = row.budget.avatar if which == "avatar" else row.budget.pair
     if row.budget.kind == "steps":
         return with_steps(recipe, which, int(amount))
-    kept = bench.folder / "steps" / f"{row.key[:16]}.{which}.json"
+    kept = bench.folder / "steps" / f"{digest(stage.key, amount)[:16]}.json"
     if not kept.exists():
         bench.display.message(f"timing a step of {row.method.name}")
-        seconds = step_seconds(build())
+        seconds = step_seconds(build(stage.spec, NullSink()))
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"steps": max(1, int(60 * amount / seconds)), "seconds_a_step": seconds}))
     return with_steps(recipe, which, int(read_row(kept)["steps"]))

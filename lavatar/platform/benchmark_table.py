@@ -58,7 +58,8 @@ def _steps(result: Result, phase: str) -> float | None:
 
 def _milliseconds(result: Result) -> float | None:
     figures = _phase(result, "avatar")
-    return 1000 * figures["seconds"] / figures["steps"] if figures.get("steps") else None
+    done = figures.get("steps", 0) - figures.get("first_step", 0)
+    return 1000 * figures["seconds"] / done if done else None
 
 
 def tables(results: Sequence[Result]) -> str:

@@ -19,7 +19,7 @@ from lavatar.configs.resources import StageResources
 from lavatar.contracts import StageKind, StageSpec, VideoSource
 from lavatar.errors import ConfigError, UsageError, WeightsError
 
-METHOD_VERSION: Mapping[StageKind, int] = {StageKind.AVATAR: 1, StageKind.PAIR: 1, StageKind.PREVIEW: 3}
+METHOD_VERSION: Mapping[StageKind, int] = {StageKind.AVATAR: 2, StageKind.PAIR: 1, StageKind.PREVIEW: 3}
 """Raised when the code of a stage comes to give another result from the same configuration. Preprocessing has its
 schema version instead (lavatar.datasets.preprocess.dataset_digest)."""
 

@@ -22,7 +22,7 @@ from lavatar.training.augmentation import generator_for
 from lavatar.training.avatar import PICTURES, sheet
 from lavatar.training.tasks import ParamGroup
 
-BOX_MARGIN = 0.1  # around the landmarks' box, in its own sides
+BOX_MARGIN = 0.35  # around the landmarks' box, in its own sides: about the head
 
 
 class NeRFaceModule(nn.Module):
