@@ -27,11 +27,12 @@ class Split(StrEnum):
 
 
 class StageKind(StrEnum):
-    """The four kinds of stage a submit is made of."""
+    """The kinds of stage a submit is made of: of each pair its own `pair`, or one `shared` of all of them."""
 
     PREPROCESS = "preprocess"
     AVATAR = "avatar"
     PAIR = "pair"
+    SHARED = "shared"
     PREVIEW = "preview"
 
 
@@ -103,8 +104,8 @@ class StageSpec:
     """One unit of work, complete: a worker needs nothing else to run it.
 
     `key` is the digest of everything the result depends on. `inputs` are folders of upstream results by role
-    (`dataset`, `avatar_dataset`, `actor_dataset`, `avatar`, `pair`; `warm`: the pair that another one begins at).
-    `recipe` is `Recipe.model_dump(mode="json")`.
+    (`dataset`, `avatar_dataset`, `actor_dataset`, `avatar`, `pair`; `warm`: the pair that another one begins at); a
+    shared stage has several of a role, as ROLE/LABEL. `recipe` is `Recipe.model_dump(mode="json")`.
     """
 
     kind: StageKind

@@ -86,6 +86,13 @@ def _warm_notes(warm: Mapping[str, Any] | None) -> tuple[str, ...]:
     return (warm_note(warm["source"], warm["cold"], found),)
 
 
+def shared_body(spec: StageSpec, context: Context) -> StageResult:
+    """Shards of all, avatars → one Y-network, a mapping MLP for each avatar (Sec. 7)."""
+    from lavatar.cluster.shared import shared_plan
+
+    return StageResult({"release": spec.out_dir / RELEASE}, context.train(shared_plan))
+
+
 def preview_body(spec: StageSpec, context: Context) -> StageResult:
     """Releases → mp4, still, figures."""
     from lavatar.inference.preview import make_preview
@@ -100,6 +107,7 @@ BODIES: Mapping[StageKind, Body] = {
     StageKind.PREPROCESS: preprocess_body,
     StageKind.AVATAR: avatar_body,
     StageKind.PAIR: pair_body,
+    StageKind.SHARED: shared_body,
     StageKind.PREVIEW: preview_body,
 }
 

@@ -18,7 +18,7 @@ from lavatar.errors import ConfigError, StageFailedError
 if TYPE_CHECKING:
     from lavatar.cluster.bodies import Body
 
-TRAINED = (StageKind.AVATAR, StageKind.PAIR)
+TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
 
 
 class StageHandle(Protocol):
@@ -206,6 +206,7 @@ def _batch_divisor(kind: StageKind, recipe: Recipe) -> int:
     phases = {
         StageKind.AVATAR: (recipe.avatar_training,),
         StageKind.PAIR: (recipe.ynet_training, recipe.mapping_training),
+        StageKind.SHARED: (recipe.ynet_training, recipe.mapping_training),
     }.get(kind, ())
     return math.gcd(*(phase.batch_size // phase.accumulation for phase in phases)) if phases else 0
 

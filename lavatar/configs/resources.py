@@ -25,6 +25,7 @@ class ResourcesConfig(Section):
     preprocess: StageResources = StageResources(cpus=1)
     avatar: StageResources = StageResources()
     pair: StageResources = StageResources()
+    shared: StageResources = StageResources()
     preview: StageResources = StageResources()
     dashboard: bool | None = Field(None, description="Ray's page; not given: on machines of four CPUs or more")
     max_failures: int = Field(2, ge=0, description="times a training worker is restarted from its last checkpoint")

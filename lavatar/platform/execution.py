@@ -23,6 +23,9 @@ from lavatar.platform.tracking import Tracker
 STOPS = (KeyboardInterrupt, SystemExit, Interrupted)
 """How a stop arrives: Ctrl-C, SIGTERM (Ray turns it into SystemExit), a cluster that goes down."""
 
+LET_THROUGH = (StageKind.PREPROCESS, StageKind.PREVIEW)
+"""Kinds of stages that another one's failure does not stop: they have no checkpoint to go on from."""
+
 POLL_SECONDS = 0.2
 STORE_SECONDS = 2.0
 """Least time between two writes of a stage's progress to the registry."""
@@ -231,7 +234,7 @@ class Execution:
         if self._tracker:
             files = result.artefacts if planned.spec.kind is StageKind.PREVIEW else {}
             self._tracker.log_result(active.run_id, result.metrics, files)
-            if planned.spec.kind is StageKind.PREVIEW:
+            if planned.spec.kind is StageKind.PREVIEW and len(self._plan.pairs) == 1:  # of more each has its own run
                 self._tracker.log_evaluation(self._job.mlflow_run_id, result.metrics, files)
         if not ledger.finish_stage(self._registry, self._home, planned.spec, self._owner, result):
             raise taken_over(planned.name)
@@ -243,11 +246,11 @@ class Execution:
             self._say(planned, note)
 
     def _fail(self, failure: StageFailedError) -> None:
-        """Nothing new is started. Training stops (it can go on later); preprocessing that runs is let through."""
+        """Nothing new is started. Training stops (it can go on later); what else runs is let through."""
         if self._failed:
             return
         self._failed = failure
-        self._stop([a for a in self._active.values() if a.planned.spec.kind is not StageKind.PREPROCESS])
+        self._stop([a for a in self._active.values() if a.planned.spec.kind not in LET_THROUGH])
         for active in self._active.values():
             self._display.message(f"{active.planned.name} runs on to its end, so that it is kept")
 

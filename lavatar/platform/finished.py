@@ -14,7 +14,7 @@ from lavatar.contracts import StageKind
 from lavatar.errors import JobError
 from lavatar.platform import ledger
 from lavatar.platform.home import Home
-from lavatar.platform.planning import release_dir
+from lavatar.platform.planning import pair_release, release_dir
 from lavatar.platform.registry import Registry
 from lavatar.platform.subjects import find_subject, get_subject
 from lavatar.platform.tables import Job, Stage
@@ -34,33 +34,35 @@ class Finished:
 
 def find_avatar(registry: Registry, home: Home, avatar: str) -> Finished:
     """The avatar's newest model. Raises JobError, saying what to submit, when there is none."""
-    stage, job = _newest(registry, home, StageKind.AVATAR, avatar, None)
-    return Finished(
-        job.id, recipe_of(job), release_dir(home.absolute(stage.out_dir)), _data(registry, home, job, avatar)
-    )
+    stage, job = _newest(registry, home, (StageKind.AVATAR,), avatar, None)
+    data = home.absolute(_data(registry, job, avatar).out_dir)
+    return Finished(job.id, recipe_of(registry, job), release_dir(home.absolute(stage.out_dir)), data)
 
 
 def find_pair(registry: Registry, home: Home, avatar: str, actor: str) -> Finished:
     """The pair's newest model with the avatar it was trained for."""
-    stage, job = _newest(registry, home, StageKind.PAIR, avatar, actor)
+    stage, job = _newest(registry, home, (StageKind.PAIR, StageKind.SHARED), avatar, actor)
     views = ledger.job_stages(registry, job.id)
-    head = next(v.stage for v in views if v.stage.kind == StageKind.AVATAR)
+    head = next(v.stage for v in views if v.name == f"{StageKind.AVATAR.value}:{avatar}")
+    data_a, data_b = _data(registry, job, avatar), _data(registry, job, actor)
     return Finished(
         job.id,
-        recipe_of(job),
+        recipe_of(registry, job),
         release_dir(home.absolute(head.out_dir)),
-        _data(registry, home, job, avatar),
-        release_dir(home.absolute(stage.out_dir)),
-        _data(registry, home, job, actor),
+        home.absolute(data_a.out_dir),
+        pair_release(StageKind(stage.kind), home.absolute(stage.out_dir), data_a.key, data_b.key),
+        home.absolute(data_b.out_dir),
     )
 
 
-def _newest(registry: Registry, home: Home, kind: StageKind, avatar: str, actor: str | None) -> tuple[Stage, Job]:
+def _newest(
+    registry: Registry, home: Home, kinds: tuple[StageKind, ...], avatar: str, actor: str | None
+) -> tuple[Stage, Job]:
     digests: dict[str, str | None] = {}
     for name in (avatar, actor):
         subject = find_subject(registry, name) if name else None
         digests[name or ""] = subject.digest if subject else None
-    for stage in ledger.latest_stages(registry, kind, avatar, actor, digests):
+    for stage in ledger.latest_stages(registry, kinds, avatar, actor, digests):
         job = ledger.job_of(registry, stage.key, avatar, actor)
         if job is not None and release_dir(home.absolute(stage.out_dir)).is_dir():
             return stage, job
@@ -73,14 +75,13 @@ def _newest(registry: Registry, home: Home, kind: StageKind, avatar: str, actor:
     )
 
 
-def _data(registry: Registry, home: Home, job: Job, subject: str) -> Path:
-    """The subject's dataset in this job; two names of one video share it."""
+def _data(registry: Registry, job: Job, subject: str) -> Stage:
+    """The stage of the subject's dataset in this job; two names of one video share it."""
     views = [v for v in ledger.job_stages(registry, job.id) if v.stage.kind == StageKind.PREPROCESS]
-    chosen = next((v for v in views if v.name == f"preprocess:{subject}"), views[0])
-    return home.absolute(chosen.stage.out_dir)
+    return next((v for v in views if v.name == f"preprocess:{subject}"), views[0]).stage
 
 
-def recipe_of(job: Job) -> Recipe:
+def recipe_of(registry: Registry, job: Job) -> Recipe:
     """The job's recipe as it was stored; sections and keys that this lavatar no longer knows are left out.
 
     JobError where what is left no longer means anything to it.
@@ -92,8 +93,16 @@ def recipe_of(job: Job) -> Recipe:
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
         raise JobError(
             f"job {job.id} was made by another lavatar: {where} of its recipe does not fit ({first['msg']})",
-            f"Make it again: lavatar submit --avatar {job.avatar} --actor {job.actor}",
+            f"Make it again: {_command(registry, job)}",
         ) from error
+
+
+def _command(registry: Registry, job: Job) -> str:
+    """What submits these people again."""
+    pairs = ledger.job_pairs(registry, job.id)
+    words = [f"--avatar {name}" for name in dict.fromkeys(pair.avatar for pair in pairs)]
+    words += [f"--actor {name}" for name in dict.fromkeys(pair.actor for pair in pairs)]
+    return " ".join(["lavatar submit", *(["--shared"] if len(pairs) > 1 else []), *words])
 
 
 def _known(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:

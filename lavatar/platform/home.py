@@ -23,6 +23,7 @@ _FOLDER_OF_KIND = {
     StageKind.PREPROCESS: "shards",
     StageKind.AVATAR: "checkpoints",
     StageKind.PAIR: "checkpoints",
+    StageKind.SHARED: "checkpoints",
     StageKind.PREVIEW: "outputs",
 }
 

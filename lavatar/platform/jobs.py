@@ -16,7 +16,7 @@ from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
 from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
-from lavatar.platform.planning import Plan, PlannedStage, release_dir, require_weights, space_needed
+from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
 from lavatar.platform.registry import Registry
 from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
@@ -38,8 +38,8 @@ def run_job(office: Office, plan: Plan) -> None:
     todo = [stage for stage in plan.stages if stage.key not in done]
     if todo:
         require_weights(todo)
-        home.require_space(space_needed(todo, {f"preprocess:{p.name}": p for p in (plan.avatar, plan.actor)}))
-    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar.name, plan.actor.name))
+        home.require_space(space_needed(todo, plan.people))
+    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
     job = ledger.get_job(registry, plan.job_id)
     if not todo and job.state == State.FINISHED and not _unregistered(office, plan):
         for stage in plan.stages:
@@ -109,8 +109,8 @@ def _end_stale_runs(registry: Registry, tracker: Tracker) -> None:
 
 def _job_params(plan: Plan) -> dict[str, object]:
     return {
-        "avatar": plan.avatar.name,
-        "actor": plan.actor.name,
+        "avatar": plan.avatar,
+        "actor": plan.actor,
         "job": plan.job_id,
         **plan.recipe.model_dump(mode="json"),
     }
@@ -118,15 +118,16 @@ def _job_params(plan: Plan) -> dict[str, object]:
 
 def releases(plan: Plan) -> list[Release]:
     """The models that this job registers."""
-    head, pair = plan.stage(StageKind.AVATAR), plan.stage(StageKind.PAIR)
-    folders = {"avatar": release_dir(head.spec.out_dir), "pair": release_dir(pair.spec.out_dir)}
     sizes = (plan.recipe.avatar.image_size, plan.recipe.preprocess.face_size)
-    data_a, data_b = pair.spec.inputs["avatar_dataset"], pair.spec.inputs["actor_dataset"]
-    own, both = avatar_model_name(plan.avatar.name), pair_model_name(plan.avatar.name, plan.actor.name)
-    return [
-        Release(StageKind.AVATAR, head.key, own, {"avatar": folders["avatar"]}, *sizes, data_a),
-        Release(StageKind.PAIR, pair.key, both, folders, *sizes, data_b, (plan.avatar.name, plan.actor.name)),
-    ]
+    found: dict[str, Release] = {}
+    for pair in plan.pairs:
+        names, inputs = (pair.avatar.name, pair.actor.name), pair.preview.spec.inputs
+        own, both = avatar_model_name(names[0]), pair_model_name(*names)
+        folders = {"avatar": inputs["avatar"], "pair": inputs["pair"]}
+        avatar = {"avatar": inputs["avatar"]}
+        found[own] = Release(StageKind.AVATAR, pair.head.key, own, avatar, *sizes, inputs["avatar_dataset"])
+        found[both] = Release(StageKind.PAIR, pair.bridge.key, both, folders, *sizes, inputs["actor_dataset"], names)
+    return list(found.values())
 
 
 def _unregistered(office: Office, plan: Plan) -> list[Release]:

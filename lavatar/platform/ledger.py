@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from lavatar.cluster.results import whole
@@ -20,9 +20,10 @@ from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry, insert_missing, now
 from lavatar.platform.states import State, move
-from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobStage, Stage
+from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobPair, JobStage, Stage
 
-_MARKERS = {StageKind.PREPROCESS: "manifest.json", StageKind.AVATAR: "release", StageKind.PAIR: "release"}
+_TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
+_MARKERS = {StageKind.PREPROCESS: "manifest.json", **dict.fromkeys(_TRAINED, "release")}
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> N
     with registry.write() as session:
         job = {
             "id": plan.job_id,
-            "avatar": plan.avatar.name,
-            "actor": plan.actor.name,
-            "avatar_digest": plan.avatar.digest,
-            "actor_digest": plan.actor.digest,
+            "avatar": plan.avatar,
+            "actor": plan.actor,
             "recipe_name": plan.recipe.name,
             "recipe": plan.recipe.model_dump(mode="json"),
             "experiment": experiment,
@@ -51,6 +50,17 @@ def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> N
         }
         insert_missing(session, Job, [job])
         session.execute(update(Job).where(Job.id == plan.job_id).values(recipe=job["recipe"]))
+        pairs = [
+            {
+                "job_id": plan.job_id,
+                "avatar": pair.avatar.name,
+                "actor": pair.actor.name,
+                "avatar_digest": pair.avatar.digest,
+                "actor_digest": pair.actor.digest,
+            }
+            for pair in plan.pairs
+        ]
+        insert_missing(session, JobPair, pairs)
         insert_missing(session, Stage, [_stage_row(home, s.spec) for s in plan.stages])
         rows = [
             {"job_id": plan.job_id, "stage_key": s.key, "name": s.name, "position": i}
@@ -254,6 +264,13 @@ def job_stages(registry: Registry, job_id: str) -> list[StageView]:
         return [StageView(link.name, link.cached, link.seconds, stage) for link, stage in rows]
 
 
+def job_pairs(registry: Registry, job_id: str) -> list[JobPair]:
+    """The job's pairs by name."""
+    with registry.read() as session:
+        chosen = select(JobPair).where(JobPair.job_id == job_id)
+        return list(session.scalars(chosen.order_by(JobPair.avatar, JobPair.actor)))
+
+
 def artefacts(registry: Registry, keys: Iterable[str], kind: str) -> list[Artefact]:
     """What these stages left, in the order it was stored."""
     with registry.read() as session:
@@ -290,20 +307,27 @@ def failure(error: BaseException) -> tuple[str, str]:
 
 
 def latest_stages(
-    registry: Registry, kind: StageKind, avatar: str, actor: str | None, digests: Mapping[str, str | None]
+    registry: Registry,
+    kinds: Sequence[StageKind],
+    avatar: str,
+    actor: str | None,
+    digests: Mapping[str, str | None],
 ) -> Sequence[Stage]:
-    """Finished stages of that kind in jobs of these names, newest first.
+    """Finished stages of those kinds in jobs with a pair of these names, newest first.
 
     `digests` holds what the names stand for today (None: the subject was removed; then any job of that name counts).
     """
-    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key).join(Job, Job.id == JobStage.job_id)
-    query = query.where(Stage.kind == kind.value, Stage.state == State.FINISHED.value, Job.avatar == avatar)
+    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key)
+    query = query.join(JobPair, JobPair.job_id == JobStage.job_id)
+    query = query.where(Stage.kind.in_([kind.value for kind in kinds]), Stage.state == State.FINISHED.value)
+    own = or_(Stage.kind != StageKind.AVATAR.value, JobStage.name == f"{StageKind.AVATAR.value}:{avatar}")
+    query = query.where(JobPair.avatar == avatar, own)  # a job may have other avatars too
     if digests.get(avatar):
-        query = query.where(Job.avatar_digest == digests[avatar])
+        query = query.where(JobPair.avatar_digest == digests[avatar])
     if actor is not None:
-        query = query.where(Job.actor == actor)
+        query = query.where(JobPair.actor == actor)
         if digests.get(actor):
-            query = query.where(Job.actor_digest == digests[actor])
+            query = query.where(JobPair.actor_digest == digests[actor])
     with registry.read() as session:
         found = session.scalars(query.order_by(Stage.ended.desc(), Stage.key)).all()
     return list({stage.key: stage for stage in found}.values())
@@ -311,9 +335,10 @@ def latest_stages(
 
 def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job | None:
     """The newest job of these names that contains the stage."""
-    query = select(Job).join(JobStage, JobStage.job_id == Job.id).where(JobStage.stage_key == key, Job.avatar == avatar)
+    query = select(Job).join(JobStage, JobStage.job_id == Job.id).join(JobPair, JobPair.job_id == Job.id)
+    query = query.where(JobStage.stage_key == key, JobPair.avatar == avatar)
     if actor is not None:
-        query = query.where(Job.actor == actor)
+        query = query.where(JobPair.actor == actor)
     with registry.read() as session:
         return session.scalars(query.order_by(Job.created.desc(), Job.id)).first()
 
@@ -321,7 +346,8 @@ def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job 
 def names_known(registry: Registry, name: str) -> bool:
     """Whether a job ever had a subject of that name."""
     with registry.read() as session:
-        return session.scalars(select(Job.id).where((Job.avatar == name) | (Job.actor == name))).first() is not None
+        named = select(JobPair.job_id).where(or_(JobPair.avatar == name, JobPair.actor == name))
+        return session.scalars(named).first() is not None
 
 
 def list_datasets(registry: Registry, subject: str) -> list[Dataset]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,22 @@ from lavatar.configs.resources import StageResources
 from lavatar.contracts import StageKind, StageSpec, VideoSource
 from lavatar.errors import ConfigError, UsageError, WeightsError
 
-METHOD_VERSION: Mapping[StageKind, int] = {StageKind.AVATAR: 2, StageKind.PAIR: 1, StageKind.PREVIEW: 3}
+METHOD_VERSION: Mapping[StageKind, int] = {
+    StageKind.AVATAR: 2,
+    StageKind.PAIR: 1,
+    StageKind.SHARED: 1,
+    StageKind.PREVIEW: 3,
+}
 """Raised when the code of a stage comes to give another result from the same configuration. Preprocessing has its
 schema version instead (lavatar.datasets.preprocess.dataset_digest)."""
+
+_PAIR_SECTIONS = ("ynet", "ynet_loss", "ynet_training", "mapping", "mapping_training", "pair_learning")
 
 SECTIONS: Mapping[StageKind, tuple[str, ...]] = {
     StageKind.PREPROCESS: ("preprocess",),
     StageKind.AVATAR: ("avatar", "avatar_loss", "avatar_learning", "avatar_training"),
-    StageKind.PAIR: ("ynet", "ynet_loss", "ynet_training", "mapping", "mapping_training", "pair_learning"),
+    StageKind.PAIR: _PAIR_SECTIONS,
+    StageKind.SHARED: _PAIR_SECTIONS,
     StageKind.PREVIEW: ("evaluation",),
 }
 """The sections of a recipe that each stage depends on beside its inputs."""
@@ -93,15 +101,45 @@ PairChoice = Callable[[str, Callable[[WarmSource | None], str]], WarmSource | No
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A job: its stages in an order in which each comes after what it needs."""
+class PlannedPair:
+    """An avatar driven by an actor: the stages that make it. `bridge` is of kind pair or shared."""
 
-    job_id: str
     avatar: Person
     actor: Person
+    head: PlannedStage
+    bridge: PlannedStage
+    preview: PlannedStage
+
+    @property
+    def release(self) -> Path:
+        """Where the pair's model will lie."""
+        return self.preview.spec.inputs["pair"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job: its stages in an order in which each comes after what it needs, and the pairs that come of them."""
+
+    job_id: str
+    pairs: tuple[PlannedPair, ...]
     recipe: Recipe
     stages: tuple[PlannedStage, ...]
     warm: WarmSource | None = None  # where the pair begins
+
+    @property
+    def avatar(self) -> str:
+        """The avatars' names, for people."""
+        return listed([pair.avatar.name for pair in self.pairs])
+
+    @property
+    def actor(self) -> str:
+        """The actors' names, for people."""
+        return listed([pair.actor.name for pair in self.pairs])
+
+    @property
+    def people(self) -> dict[str, Person]:
+        """Everybody, by the name of the stage that preprocesses them."""
+        return {f"preprocess:{p.name}": p for pair in self.pairs for p in (pair.avatar, pair.actor)}
 
     def stage(self, kind: StageKind) -> PlannedStage:
         """The last stage of that kind (for preprocessing: the actor's)."""
@@ -122,18 +160,18 @@ def plan(
         same = "Name two subjects: how the avatar follows its own held-out performance is measured in every job."
         other = f"Add one of the two videos under a name of its own: lavatar subjects add {actor.name}2 VIDEO"
         raise UsageError(f"avatar and actor are both {avatar.name!r}", same if avatar.digest == actor.digest else other)
-    builder = _Builder(home_root, out_dir, recipe)
+    builder = Builder(home_root, out_dir, recipe)
     data_a, data_b = builder.preprocess(avatar), builder.preprocess(actor)
     head = builder.avatar(avatar, data_a)
     warm = choose(head.key, lambda start: builder.pair(avatar, actor, data_a, data_b, head, start).key)
-    pair = builder.pair(avatar, actor, data_a, data_b, head, warm)
-    preview = builder.preview(avatar, actor, data_a, data_b, head, pair)
-    unique = {stage.key: stage for stage in (data_a, data_b, head, pair, preview)}
+    bridge = builder.pair(avatar, actor, data_a, data_b, head, warm)
+    preview = builder.preview(avatar, actor, data_a, data_b, head, bridge)
+    unique = {stage.key: stage for stage in (data_a, data_b, head, bridge, preview)}
     job_id = digest("job", avatar.name, actor.name, preview.key)[:10]
-    return Plan(job_id, avatar, actor, recipe, tuple(unique.values()), warm)
+    return Plan(job_id, (PlannedPair(avatar, actor, head, bridge, preview),), recipe, tuple(unique.values()), warm)
 
 
-class _Builder:
+class Builder:
     """Makes the stages of one job."""
 
     def __init__(self, root: Path, out_dir: Any, recipe: Recipe) -> None:
@@ -151,14 +189,14 @@ class _Builder:
         key = dataset_digest(person.source, self._recipe.preprocess)
         weights = preprocess_weights(person, self._recipe)
         name = f"preprocess:{person.name}"
-        return self._stage(StageKind.PREPROCESS, name, key, {}, (), {"subject": person.source}, weights)
+        return self.stage(StageKind.PREPROCESS, name, key, {}, (), {"subject": person.source}, weights)
 
     def avatar(self, avatar: Person, data: PlannedStage) -> PlannedStage:
         weights = ("lpips_vgg16",) if self._recipe.avatar_loss.lambda_vgg > 0 else ()
-        key = self._key(StageKind.AVATAR, {"dataset": data.key}, weights)
+        key = self.key(StageKind.AVATAR, {"dataset": data.key}, weights)
         inputs = {"dataset": data.spec.out_dir}
         name = f"avatar:{avatar.name}"
-        return self._stage(StageKind.AVATAR, name, key, inputs, (data,), {"avatar": avatar.source}, weights)
+        return self.stage(StageKind.AVATAR, name, key, inputs, (data,), {"avatar": avatar.source}, weights)
 
     def pair(
         self,
@@ -178,10 +216,10 @@ class _Builder:
         if warm is not None:
             keys |= {"warm": warm.key, "warm_steps": str(self._recipe.pair_learning.warm_steps)}
             inputs["warm"] = warm.release
-        key = self._key(StageKind.PAIR, keys, ())
+        key = self.key(StageKind.PAIR, keys, ())
         sources = {"avatar": avatar.source, "actor": actor.source}
         name = f"pair:{avatar.name}<-{actor.name}"
-        return self._stage(StageKind.PAIR, name, key, inputs, (data_a, data_b, head), sources, ())
+        return self.stage(StageKind.PAIR, name, key, inputs, (data_a, data_b, head), sources, ())
 
     def preview(
         self,
@@ -190,35 +228,36 @@ class _Builder:
         data_a: PlannedStage,
         data_b: PlannedStage,
         head: PlannedStage,
-        pair: PlannedStage,
+        bridge: PlannedStage,
     ) -> PlannedStage:
         # Names are drawn into the pictures; metrics of weights that were missing are measured once they are there.
-        keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key, "pair": pair.key}
+        keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key, "pair": bridge.key}
         optional = (
             "lpips_alexnet",
             "face_recognition",
             *(() if avatar.synthetic and actor.synthetic else ("face_landmarker",)),
         )
         present = tuple(name for name in optional if weights_present(name))
-        key = self._key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, present)
+        key = self.key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, present)
         inputs = {
             "avatar_dataset": data_a.spec.out_dir,
             "actor_dataset": data_b.spec.out_dir,
             "avatar": release_dir(head.spec.out_dir),
-            "pair": release_dir(pair.spec.out_dir),
+            "pair": pair_release(bridge.spec.kind, bridge.spec.out_dir, data_a.key, data_b.key),
         }
         sources = {"avatar": avatar.source, "actor": actor.source}
         name = f"preview:{avatar.name}<-{actor.name}"
-        needs = (data_a, data_b, head, pair)
-        return self._stage(StageKind.PREVIEW, name, key, inputs, needs, sources, (), optional)
+        needs = (data_a, data_b, head, bridge)
+        return self.stage(StageKind.PREVIEW, name, key, inputs, needs, sources, (), optional)
 
-    def _key(self, kind: StageKind, inputs: Mapping[str, str], weights: tuple[str, ...]) -> str:
+    def key(self, kind: StageKind, inputs: Mapping[str, str], weights: tuple[str, ...]) -> str:
+        """The digest of what a stage of that kind depends on."""
         from lavatar.datasets.weights import digests
 
         sections = {name: _keyed(name, self._dump[name]) for name in SECTIONS[kind]}
         return digest(kind.value, METHOD_VERSION[kind], inputs, sections, digests(weights))
 
-    def _stage(
+    def stage(
         self,
         kind: StageKind,
         name: str,
@@ -229,6 +268,7 @@ class _Builder:
         weights: tuple[str, ...],
         optional: tuple[str, ...] = (),
     ) -> PlannedStage:
+        """The stage, complete."""
         spec = StageSpec(
             kind=kind,
             name=name,
@@ -247,6 +287,23 @@ class _Builder:
 def release_dir(out_dir: Path) -> Path:
     """Where a finished training stage leaves its model."""
     return out_dir / "release"
+
+
+def pair_release(kind: StageKind, out_dir: Path, avatar_data: str, actor_data: str) -> Path:
+    """Where a finished stage of kind pair or shared leaves the model of a pair, given the keys of its datasets."""
+    folder = release_dir(out_dir)
+    return folder / label(avatar_data) / label(actor_data) if kind is StageKind.SHARED else folder
+
+
+def label(data_key: str) -> str:
+    """What a shared network calls a subject. Names are left out: two names of one video are one subject."""
+    return data_key[:12]
+
+
+def listed(names: Sequence[str], most: int = 100) -> str:
+    """Each name once, in one line of at most `most` characters."""
+    text = ", ".join(dict.fromkeys(names))
+    return text if len(text) <= most else f"{text[: most - 3].rpartition(',')[0]}, …"
 
 
 def preprocess_weights(person: Person, recipe: Recipe) -> tuple[str, ...]:
@@ -300,6 +357,10 @@ def space_needed(stages: list[PlannedStage], people: Mapping[str, Person]) -> in
             total += int(frames * recipe.preprocess.portrait_size**2 * 0.5)
         elif stage.spec.kind in (StageKind.AVATAR, StageKind.PAIR):
             total += int(900 * MEGABYTE * (recipe.avatar.image_size / 512))
+        elif stage.spec.kind is StageKind.SHARED:
+            roles = [role.partition("/")[0] for role in stage.spec.inputs]
+            pairs = roles.count("avatar") * roles.count("actor_dataset")
+            total += int((900 + 200 * pairs) * MEGABYTE * (recipe.avatar.image_size / 512))
         else:
             total += 50 * MEGABYTE
     return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,22 @@ from lavatar.contracts import StageKind
 from lavatar.inference.tables import as_text
 from lavatar.platform import ledger
 from lavatar.platform.home import Home
+from lavatar.platform.ledger import StageView
+from lavatar.platform.modelregistry import avatar_model_name, pair_model_name
 from lavatar.platform.progress import duration
 from lavatar.platform.registry import Registry
+from lavatar.platform.tables import JobPair
 
 
 def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
     """The state of a job, its stages, files, models and metrics, all read from the registry."""
     job = ledger.get_job(registry, job_id)
     views = ledger.job_stages(registry, job.id)
-    preview = next((v.stage for v in views if v.stage.kind == StageKind.PREVIEW), None)
-    files = ledger.artefacts(registry, [preview.key] if preview else [], "file")
-    paths = {row.name: str(home.absolute(row.path)) for row in files if row.path}
+    pairs = ledger.job_pairs(registry, job.id)
     models = ledger.artefacts(registry, [v.stage.key for v in views], "model")
-    own = (f"lavatar-avatar-{job.avatar}", f"lavatar-pair-{job.avatar}-{job.actor}")
+    own = {avatar_model_name(p.avatar) for p in pairs} | {pair_model_name(p.avatar, p.actor) for p in pairs}
+    results = [{"avatar": p.avatar, "actor": p.actor, **_result(registry, home, p, views)} for p in pairs]
+    only = results[0] if len(results) == 1 else _NOTHING
     return {
         "job": job.id,
         "state": job.state,
@@ -42,12 +45,33 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
             }
             for v in views
         ],
+        "video": only["video"],
+        "still": only["still"],
+        "page": only["page"],
+        "metrics_file": only["metrics_file"],
+        "models": [{"name": m.name, "version": m.version} for m in models if m.name in own],
+        "metrics": only["metrics"],
+        **({"pairs": results} if len(results) > 1 else {}),
+    }
+
+
+_NOTHING: dict[str, Any] = {"video": None, "still": None, "page": None, "metrics_file": None, "metrics": {}}
+
+
+def _result(registry: Registry, home: Home, pair: JobPair, views: Sequence[StageView]) -> dict[str, Any]:
+    """What the preview of one pair left."""
+    name = f"{StageKind.PREVIEW.value}:{pair.avatar}<-{pair.actor}"
+    preview = next((v.stage for v in views if v.name == name), None)
+    if preview is None:
+        return _NOTHING
+    files = ledger.artefacts(registry, [preview.key], "file")
+    paths = {row.name: str(home.absolute(row.path)) for row in files if row.path}
+    return {
         "video": _file(paths, "video", ".mp4"),
         "still": _file(paths, "still", ".png"),
         "page": _file(paths, "page", ".html"),
         "metrics_file": _file(paths, "metrics", ".json"),
-        "models": [{"name": m.name, "version": m.version} for m in models if m.name in own],
-        "metrics": dict(preview.metrics) if preview else {},
+        "metrics": dict(preview.metrics),
     }
 
 
@@ -58,18 +82,24 @@ def _file(paths: Mapping[str, str], name: str, suffix: str) -> str | None:
     return next((p for p in paths.values() if Path(p).suffix == suffix), None)
 
 
+def _files(result: Mapping[str, Any]) -> list[str]:
+    """Where the files of a pair are."""
+    named = (("video", "video"), ("still", "still"), ("page", "page"), ("metrics", "metrics_file"))
+    return [f"  {name:7} {result[key]}" for name, key in named if result[key]]
+
+
 def report_text(result: Mapping[str, Any]) -> str:
     """For people: where everything is, and the table of metrics."""
     lines = [f"job {result['job']} {result['state']}: {result['avatar']} driven by {result['actor']}"]
     for stage in result["stages"]:
         how = "cached" if stage["cached"] else f"{stage['state']}, {duration(stage['seconds'])}"
         lines.append(f"  {stage['name']}: {how}")
-    lines += [f"  video   {result['video']}"] if result["video"] else []
-    lines += [f"  still   {result['still']}"] if result["still"] else []
-    lines += [f"  page    {result['page']}"] if result["page"] else []
-    lines += [f"  metrics {result['metrics_file']}"] if result["metrics_file"] else []
+    lines += _files(result)
     lines += [f"  model   models:/{m['name']}/{m['version']}" for m in result["models"]]
     if result["metrics"]:
         lines += ["", as_text(result["metrics"])]
+    for pair in result.get("pairs", ()):
+        lines += ["", f"{pair['avatar']} driven by {pair['actor']}", *_files(pair)]
+        lines += [as_text(pair["metrics"])] if pair["metrics"] else []
     notes = [note for stage in result["stages"] for note in stage["notes"]]
     return "\n".join(lines + [f"note: {note}" for note in notes])

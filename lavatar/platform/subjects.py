@@ -19,7 +19,7 @@ from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import owner_alive
 from lavatar.platform.registry import Registry, now
 from lavatar.platform.states import State
-from lavatar.platform.tables import Job, Subject
+from lavatar.platform.tables import Job, JobPair, Subject
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LONGEST = 80
@@ -136,7 +136,8 @@ def remove_subject(registry: Registry, name: str) -> Subject:
     """Forget a subject; its finished results stay. Raises StageBusyError while a job with it runs."""
     subject = get_subject(registry, name, wanted=False)
     with registry.write() as session:
-        running = select(Job).where(or_(Job.avatar == name, Job.actor == name), Job.state == State.RUNNING.value)
+        named = select(JobPair.job_id).where(or_(JobPair.avatar == name, JobPair.actor == name))
+        running = select(Job).where(Job.id.in_(named), Job.state == State.RUNNING.value)
         for job in session.scalars(running):
             if owner_alive(job):
                 raise StageBusyError(

@@ -87,21 +87,31 @@ class Dataset(Base):
 
 
 class Job(Leased, Base):
-    """An avatar driven by an actor under a recipe. The same three make the same job, however often submitted."""
+    """Avatars driven by actors under a recipe: one of each, or more that share a network. The same make one job."""
 
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    avatar: Mapped[str] = mapped_column(String(100), index=True)
-    actor: Mapped[str] = mapped_column(String(100), index=True)
-    avatar_digest: Mapped[str] = mapped_column(String(80))
-    actor_digest: Mapped[str] = mapped_column(String(80))
+    avatar: Mapped[str] = mapped_column(String(100))  # for people; JobPair has the names one by one
+    actor: Mapped[str] = mapped_column(String(100))
     recipe_name: Mapped[str] = mapped_column(String(32))
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
     experiment: Mapped[str] = mapped_column(String(220), default="")
 
     def __repr__(self) -> str:
         return f"job {self.id} ({self.avatar} <- {self.actor})"
+
+
+class JobPair(Base):
+    """A pair of a job, and what its names stood for."""
+
+    __tablename__ = "job_pairs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    avatar: Mapped[str] = mapped_column(String(100), primary_key=True, index=True)
+    actor: Mapped[str] = mapped_column(String(100), primary_key=True, index=True)
+    avatar_digest: Mapped[str] = mapped_column(String(80))
+    actor_digest: Mapped[str] = mapped_column(String(80))
 
 
 class JobStage(Base):

@@ -23,7 +23,7 @@ from lavatar.platform.home import Home
 from lavatar.platform.planning import WarmSource, release_dir
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
-from lavatar.platform.tables import Job, JobStage, Stage
+from lavatar.platform.tables import Job, JobPair, JobStage, Stage
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class _Trained:
 
     stage: Stage
     job: Job
+    pair: JobPair
     score: float | None
 
     def source(self, home: Home) -> WarmSource:
@@ -83,10 +84,10 @@ class WarmChoice:
 
     def _fits(self, trained: _Trained) -> bool:
         """Finished and there, of another actor, and of a Y-network and losses that are the same."""
-        if trained.stage.state != State.FINISHED.value or trained.job.actor_digest == self.actor_digest:
+        if trained.stage.state != State.FINISHED.value or trained.pair.actor_digest == self.actor_digest:
             return False
         try:
-            theirs = recipe_of(trained.job)
+            theirs = recipe_of(self.registry, trained.job)
         except JobError:  # made by another lavatar
             return False
         same = (theirs.ynet, theirs.ynet_loss) == (self.recipe.ynet, self.recipe.ynet_loss)
@@ -101,11 +102,13 @@ def _rank(trained: _Trained) -> tuple[bool, float, float, str]:
 def _pairs_of(registry: Registry, avatar_key: str) -> list[_Trained]:
     """Every pair of that trained avatar, in whatever state."""
     jobs = select(JobStage.job_id).where(JobStage.stage_key == avatar_key)
-    query = select(Stage, Job).join(JobStage, JobStage.stage_key == Stage.key).join(Job, Job.id == JobStage.job_id)
+    query = select(Stage, Job, JobPair).join(JobStage, JobStage.stage_key == Stage.key)
+    query = query.join(Job, Job.id == JobStage.job_id).join(JobPair, JobPair.job_id == Job.id)
     query = query.where(Stage.kind == StageKind.PAIR.value, Job.id.in_(jobs)).order_by(Job.created, Job.id)
     with registry.read() as session:
         found = {
-            stage.key: _Trained(stage, job, _score(session, stage.key)) for stage, job in session.execute(query).all()
+            stage.key: _Trained(stage, job, pair, _score(session, stage.key))
+            for stage, job, pair in session.execute(query).all()
         }
     return list(found.values())
 

@@ -24,6 +24,7 @@ from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Person, Plan
 from lavatar.platform.registry import Registry, open_registry
+from lavatar.platform.sharing import plan_shared
 
 METRICS = {
     "self": {
@@ -69,6 +70,12 @@ def make_plan(home: Home, avatar: str = "A", actor: str = "B", *overrides: str) 
     return planning.plan(home.root, home.out_dir, people[0], people[1], tiny(*overrides))
 
 
+def make_shared_plan(home: Home, avatars: str, actors: str, *overrides: str) -> Plan:
+    """A job with a shared network; each letter is a person."""
+    people = [[person(name, ord(name)) for name in names] for names in (avatars, actors)]
+    return plan_shared(home.root, home.out_dir, people[0], people[1], tiny(*overrides))
+
+
 def finish(handle: FakeHandle) -> StageResult:
     """What a stage leaves when all goes well."""
     spec = handle.spec
@@ -84,8 +91,12 @@ def finish(handle: FakeHandle) -> StageResult:
         files = {"video": spec.out_dir / "preview.mp4", "still": spec.out_dir / "still.png"}
         return StageResult(files, METRICS)
     release = spec.out_dir / "release"
-    release.mkdir(exist_ok=True)
-    (release / "config.json").write_text("{}")
+    avatars = [role.partition("/")[2] for role in spec.inputs if role.startswith("avatar/")]
+    actors = [role.partition("/")[2] for role in spec.inputs if role.startswith("actor_dataset/")]
+    pairs = [release / a / b for a in avatars for b in actors if a != b]
+    for folder in (release, *pairs):
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / "config.json").write_text("{}")
     return StageResult({"release": release}, {"loss": 0.5})
 
 

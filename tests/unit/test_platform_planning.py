@@ -20,7 +20,7 @@ from platform_fakes import make_plan, person, plain_digest, tiny
 pytestmark = pytest.mark.usefixtures("plain_digest", "home")
 __all__ = ["plain_digest"]
 HOME = Home(Path("/nowhere"))
-ALL = [kind.value for kind in StageKind]
+ALL = [kind.value for kind in StageKind if kind is not StageKind.SHARED]
 
 
 def keys(plan: Plan) -> dict[str, str]:
@@ -52,7 +52,8 @@ def test_the_five_stages_and_their_order() -> None:
 
 def test_every_section_of_a_recipe_is_accounted_for() -> None:
     named = [section for sections in SECTIONS.values() for section in sections]
-    assert sorted([*named, *KEYLESS_SECTIONS]) == sorted(Recipe.model_fields)
+    assert sorted({*named, *KEYLESS_SECTIONS}) == sorted(Recipe.model_fields)
+    assert SECTIONS[StageKind.SHARED] == SECTIONS[StageKind.PAIR]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_metrics_that_lacked_weights_are_measured_once_these_are_there(monkeypat
 
 def test_space_grows_with_the_video_and_shrinks_with_what_is_done() -> None:
     plan = make_plan(HOME)
-    long = {"preprocess:A": person("A", 1).__class__("A", "d", plan.avatar.source, frames=100_000)}
+    long = {"preprocess:A": person("A", 1).__class__("A", "d", plan.pairs[0].avatar.source, frames=100_000)}
     assert planning.space_needed(list(plan.stages), long) > planning.space_needed(list(plan.stages), {})
     assert planning.space_needed([], {}) < planning.space_needed(list(plan.stages), {})
     assert tiny("preprocess.max_frames=10").preprocess.max_frames == 10

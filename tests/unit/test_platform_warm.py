@@ -155,7 +155,7 @@ def test_a_finished_pair_outlives_the_one_it_began_at(world: World) -> None:
 def test_cold_is_another_pair_and_keeps_the_key_it_always_had(world: World) -> None:
     run(world, warm_plan(world, "B"))
     warm, cold = warm_plan(world, "C"), warm_plan(world, "C", "pair_learning.warm=false")
-    plain = planning.plan(world[0].root, world[0].out_dir, warm.avatar, warm.actor, tiny())
+    plain = planning.plan(world[0].root, world[0].out_dir, warm.pairs[0].avatar, warm.pairs[0].actor, tiny())
     assert cold.warm is None
     assert cold.job_id == plain.job_id != warm.job_id
     assert [s.key for s in cold.stages] == [s.key for s in plain.stages]

@@ -168,7 +168,8 @@ def test_many_subjects_are_drawn_alike_and_cycle_through_each_other(stores: tupl
     assert all(70 < drawn.count(subject) < 140 for subject in four)
     rivals = [task.rival("b", step) for step in range(300)]
     assert all(70 < rivals.count(subject) < 130 for subject in "acd")
-    assert rivals == [YNetTask(recipe(), four, rank=1, world=2).rival("b", step) for step in range(300)]
+    elsewhere = YNetTask(recipe(), four, rank=1, world=2)
+    assert rivals == [elsewhere.rival("b", step) for step in range(300)]
     step = next(s for s in range(99) if task.chosen(s) == ("d",) and task.rival("d", s) == "a")
     terms = task.losses(task.batches(step), step)
     faces = task.batches(step)["d"]

@@ -53,7 +53,7 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
         display = open_display()
         try:
             metrics, notes, files = _measure(found, folder, display)
-            _log(home, registry, found.job, metrics, files, display)
+            _log(home, run_of(registry, found.job, avatar, actor), metrics, files, display)
         finally:
             display.close()
         if as_json:
@@ -92,17 +92,25 @@ def _measure(
     return both.metrics, both.notes, files
 
 
+def run_of(registry: Registry, job: str, avatar: str, actor: str | None) -> str | None:
+    """The job's MLflow run; in a job of many pairs the one of this pair's preview, or of the avatar."""
+    from lavatar.platform.ledger import get_job, job_pairs, job_stages
+
+    if len(job_pairs(registry, job)) == 1:
+        return get_job(registry, job).mlflow_run_id
+    name = f"avatar:{avatar}" if actor is None else f"preview:{avatar}<-{actor}"
+    return next((view.stage.mlflow_run_id for view in job_stages(registry, job) if view.name == name), None)
+
+
 def _log(
-    home: Home, registry: Registry, job: str, metrics: Mapping[str, Any], files: Mapping[str, Path], display: Display
+    home: Home, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path], display: Display
 ) -> None:
-    """Into the job's MLflow run; that it is away costs the figures nothing."""
-    from lavatar.platform.ledger import get_job
+    """Into the MLflow run; that it is away costs the figures nothing."""
     from lavatar.platform.tracking import Tracker
 
     def warn(text: str) -> None:
         display.message(text, "warning")
 
-    run_id = get_job(registry, job).mlflow_run_id
     if run_id is None:
         return
     try:

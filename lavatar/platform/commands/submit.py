@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavatar.errors import LavatarError
+from lavatar.errors import LavatarError, UsageError
 from lavatar.platform.commands.options import json_option, recipe_options
 from lavatar.platform.home import Home, size_text
 from lavatar.platform.output import answer, answer_json, note, reserved, table
@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--avatar", required=True, metavar="NAME|VIDEO", help="The person to be animated.")
-@click.option("--actor", required=True, metavar="NAME|VIDEO", help="The person who drives.")
+@click.option("--avatar", "avatars", required=True, multiple=True, metavar="NAME|VIDEO", help="Who is animated.")
+@click.option("--actor", "actors", required=True, multiple=True, metavar="NAME|VIDEO", help="Who drives.")
+@click.option("--shared", is_flag=True, help="One network for several avatars and actors, given one by one.")
 @recipe_options(default="tiny")
 @click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
 @json_option
 def submit(
-    avatar: str, actor: str, recipe: str, overrides: tuple[str, ...], cold: bool, dry_run: bool, as_json: bool
+    avatars: tuple[str, ...],
+    actors: tuple[str, ...],
+    shared: bool,
+    recipe: str,
+    overrides: tuple[str, ...],
+    cold: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Make an avatar drivable by an actor.
 
@@ -36,11 +44,16 @@ def submit(
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import add_subject, resolve
 
+    if not shared and len(avatars) + len(actors) > 2:
+        raise UsageError(
+            f"{len(avatars)} avatars and {len(actors)} actors in one job",
+            "Add --shared to train one network for all of them, or submit each pair by itself.",
+        )
     chosen = load_recipe(recipe, (*overrides, *(("pair_learning.warm=false",) if cold else ())))
     home = Home.from_environment()
     registry = open_registry(home)
-    people = [resolve(registry, name) for name in (avatar, actor)]
-    plan = make_plan(home, registry, people[0], people[1], chosen)
+    people = [resolve(registry, name) for name in (*avatars, *actors)]
+    plan = make_plan(home, registry, people[: len(avatars)], people[len(avatars) :], chosen, shared)
     if dry_run:
         _show_plan(home, registry, plan, as_json)
         return
@@ -48,13 +61,18 @@ def submit(
     _run(home, registry, plan, people, as_json)
 
 
-def make_plan(home: Home, registry: Registry, avatar: Subject, actor: Subject, recipe: Any) -> Plan:
-    """The stages of a job of these two."""
-    from lavatar.platform import planning
+def make_plan(
+    home: Home, registry: Registry, avatars: list[Subject], actors: list[Subject], recipe: Any, shared: bool
+) -> Plan:
+    """The stages of a job of these people: two of them, or any number that share a network."""
+    from lavatar.platform.planning import plan
+    from lavatar.platform.sharing import plan_shared
     from lavatar.platform.warm import WarmChoice
 
-    people, choice = (person(avatar), person(actor)), WarmChoice(registry, home, recipe, actor.digest)
-    return planning.plan(home.root, home.out_dir, *people, recipe, choice)
+    if shared:
+        return plan_shared(home.root, home.out_dir, [*map(person, avatars)], [*map(person, actors)], recipe)
+    choice = WarmChoice(registry, home, recipe, actors[0].digest)
+    return plan(home.root, home.out_dir, person(avatars[0]), person(actors[0]), recipe, choice)
 
 
 def person(subject: Subject) -> Person:
@@ -88,9 +106,7 @@ def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_j
     office = Office(home, registry, display, open_runner, Owner.current())
     with reserved():
         try:
-            display.message(
-                f"job {plan.job_id}: {plan.avatar.name} driven by {plan.actor.name}, recipe {plan.recipe.name}"
-            )
+            display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
             if plan.warm:
                 display.message(f"the pair begins at {plan.warm.name} (--cold: it does not)")
             run_job(office, plan)
@@ -143,8 +159,7 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
                 "missing_weights": missing,
             }
         )
-    people = {f"preprocess:{p.name}": p for p in (plan.avatar, plan.actor)}
-    space = space_needed([s for s in plan.stages if s.key not in done], people)
+    space = space_needed([s for s in plan.stages if s.key not in done], plan.people)
     if as_json:
         answer_json(
             {
