@@ -209,3 +209,55 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(store: FrameStore
         run("parts", stop_after=3)
     for name, value in run("parts").items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_every_group_has_its_factor_of_the_rate_and_the_recipes_adam(store: FrameStore) -> None:
+    changes = ["rate_planes=4", "rate_basis=3", "rate_encoder=0.5", "rate_pose=0.1", "beta2=0.97", "epsilon=1e-15"]
+    task = AvatarTask(small("avatar_training.learning_rate=0.01", *(f"avatar_learning.{c}" for c in changes)), store)
+    optimizer = build_optimizer(task.param_groups(), task.module, task.training)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"encoder": 0.005, "planes": 0.04, "basis": 0.03, "decoder": 0.01, "pose": 0.001})
+    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.9, 0.97), 1e-15)}
+    of_group = {g["name"]: {id(p) for p in g["params"]} for g in optimizer.param_groups}
+    assert of_group["planes"] == {id(task.avatar.generator.planes)}
+    assert of_group["basis"] == {id(task.avatar.generator.basis)}
+    assert of_group["encoder"] == {id(p) for p in task.avatar.encoder.parameters()}
+
+
+def test_the_encoders_input_is_noisy_and_the_portrait_it_is_held_to_is_not(store: FrameStore) -> None:
+    """Released: noise of deviation 0.05 on the encoder's input."""
+    chosen = small("avatar.input_noise=0.05", "avatar_learning.shift=0", "avatar_learning.color=0")
+    task = AvatarTask(chosen, store)
+    batch = task.batches(2)
+    noise = batch.input_B3HH - batch.frames.face_B3HW
+    assert float(noise.std()) == pytest.approx(0.05, rel=0.05)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.003)
+    assert torch.equal(batch.frames.image_B3HW, store.batch(task.sampler.indices(2)).image_B3HW)
+
+
+def test_training_places_the_samples_of_a_ray_at_random(task: AvatarTask) -> None:
+    batch = task.batches(0)
+    totals = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        totals.append(task.losses(batch, 0)["total"].item())
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_a_correction_moves_along_the_cameras_axes_in_head_units_and_is_held_small(task: AvatarTask) -> None:
+    """R' = exp(ω)·R and t' = t + scale·v; ω about the camera's z takes the camera's x to its y."""
+    correction = task.module.correction
+    assert correction is not None
+    with torch.no_grad():
+        correction.values[2] = torch.tensor([0.0, 0.0, torch.pi / 2, 0.5, -1.0, 2.0])
+    frontal = torch.diag(torch.tensor([1.0, -1.0, -1.0]))[None]
+    rotation, translation = correction(torch.tensor([2]), frontal, torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([0.1]))
+    expected = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]])  # columns: head's x, y, z
+    torch.testing.assert_close(rotation, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(translation, torch.tensor([[0.05, -0.1, 4.2]]))
+    terms = task.losses(task.batches(0), 0)
+    config, weight = task.recipe.avatar_loss, task.learning.pose_penalty
+    parts = terms["l1"] + config.lambda_lr * terms["lr"] + config.lambda_mask * terms["mask"] + weight * terms["pose"]
+    drawn = task.batches(0).frames.index_B
+    assert terms["pose"].item() == pytest.approx(correction.values[drawn].square().mean().item())
+    assert terms["total"].item() == pytest.approx(parts.item(), rel=1e-6)

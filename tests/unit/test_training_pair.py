@@ -301,3 +301,179 @@ def test_the_shape_does_not_depend_on_where_and_how_large_a_face_is(stores: tupl
     assert np.corrcoef(gap, stores[0].expression["jaw"])[0, 1] > 0.8
     assert np.corrcoef(shape[:, -4] + shape[:, -2], stores[0].expression["gaze"])[0, 1] > 0.8
     assert not expression_shape(landmarks)[:, -4:].any(), "nothing is said of irises that were not seen"
+
+
+NOISY = ["ynet_loss.subjects=both", "ynet.input_noise=0.05", "ynet_loss.lambda_image=[0.1,0.7]",
+         "ynet_loss.lambda_ssim=0.3", "ynet_loss.lambda_code=[2.0,3.0]"]  # fmt: skip
+
+
+def traced(task: YNetTask, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of the Y-network's parts from now on, each written with what it was given."""
+    calls: list[str] = []
+    made: list[tuple[torch.Tensor, str]] = []
+    encode, decode = task.ynet.encode, task.ynet.decode
+
+    def note(result: torch.Tensor, part: str, given: torch.Tensor) -> torch.Tensor:
+        inside = next((name for tensor, name in made if tensor is given), "I")
+        made.append((result, f"{part}({inside})"))
+        calls.append(made[-1][1])
+        return result
+
+    monkeypatch.setattr(task.ynet, "encode", lambda face: note(encode(face), "E", face))
+    monkeypatch.setattr(task.ynet, "decode", lambda code, s: note(decode(code, s), f"D_{s}", code))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["paper", "official"])
+def test_the_path_of_eq5_and_eq6_in_both_recipes(
+    name: str, stores: tuple[FrameStore, FrameStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I → γ → I'; γ → I* of the other → γ* (→ back to the own face in `paper` alone), for whoever's turn it is."""
+    sizes = [item for item in SMALL if not item.startswith(("avatar.encoder=", "avatar.generator="))]
+    chosen = load_recipe(name, sizes)
+    task = YNetTask(chosen, roles(stores), AvatarTask(chosen, stores[0]).avatar)
+    calls = traced(task, monkeypatch)
+    for step in range(8):
+        calls.clear()
+        task.losses(task.batches(step), step)
+        paths = [
+            [f"D_{own}(E(I))", f"D_{other}(E(I))", f"E(D_{other}(E(I)))"]
+            + ([f"D_{own}(E(D_{other}(E(I))))"] if name == "paper" else [])
+            for own, other in (("avatar", "actor"), ("actor", "avatar"))
+        ]
+        turns = {"official": [0, 1], "paper": [SUBJECTS.index(task.chosen(step)[0])]}[name]
+        assert calls == [call for turn in turns for call in ("E(I)", *paths[turn])]
+
+
+def test_the_total_is_eq7_of_each_subject_with_its_own_weights(stores: tuple[FrameStore, FrameStore]) -> None:
+    task = YNetTask(recipe(*NOISY), roles(stores))
+    terms = {k: v.item() for k, v in task.losses(task.batches(0), 0).items()}
+    expected = sum(
+        image * (terms[f"{s}_rec_l1"] + 0.3 * terms[f"{s}_rec_ssim"])
+        + terms[f"{s}_cycle_l1"] + 0.3 * terms[f"{s}_cycle_ssim"] + code * terms[f"{s}_cycle_code"]
+        for s, image, code in (("avatar", 0.1, 2.0), ("actor", 0.7, 3.0))
+    )  # fmt: skip
+    assert terms["total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_encoder_sees_noise_and_the_decoder_is_compared_with_the_clean_face(
+    stores: tuple[FrameStore, FrameStore],
+) -> None:
+    task = YNetTask(recipe(*NOISY), roles(stores))
+    batch = task.batches(0)["actor"]
+    assert float((batch.input_B3HH - batch.face_B3HH).std()) == pytest.approx(0.05, rel=0.03)
+    assert torch.equal(batch.face_B3HH, task.sources["actor"].faces(task.sources["actor"].sampler.indices(0)))
+    gamma = task.ynet.encode(batch.input_B3HH)
+    terms = task.subject_losses(batch, gamma, "actor", "avatar")
+    own = task.ynet.decode(gamma, "actor")
+    back = task.ynet.encode(task.ynet.decode(gamma, "avatar"))
+    for term, wanted in (
+        ("rec_l1", (own - batch.face_B3HH).abs().mean()),
+        ("cycle_l1", (task.ynet.decode(back, "actor") - batch.face_B3HH).abs().mean()),
+        ("cycle_code", (back - gamma).square().mean()),
+    ):
+        assert float(terms[term]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_joint_mapping_is_weighted_and_learns_from_the_avatars_own_faces(
+    stores: tuple[FrameStore, FrameStore],
+) -> None:
+    totals = []
+    for weight in (0.0, 3.0):
+        chosen = recipe(*NOISY, "mapping.joint=true", f"mapping.lambda_mapping={weight}")
+        avatar = AvatarTask(chosen, stores[0]).avatar
+        task = YNetTask(chosen, roles(stores), avatar)
+        batches = task.batches(0)
+        terms = task.losses(batches, 0)
+        totals.append(float(terms["total"]))
+    assert task.module.mapping is not None
+    gamma = task.ynet.encode(batches["avatar"].input_B3HH)
+    wanted = (task.module.mapping(gamma) - avatar.encode(batches["avatar"].face_B3HH)).square().mean()
+    assert float(terms["avatar_mapping"]) == pytest.approx(float(wanted), rel=1e-5)
+    assert totals[1] - totals[0] == pytest.approx(3 * float(wanted), rel=1e-3)
+
+
+def test_eq8_is_of_the_avatars_frames_with_a_clean_theta(stores: tuple[FrameStore, FrameStore]) -> None:
+    chosen = recipe("ynet.input_noise=0.05")
+    avatar = AvatarTask(chosen, stores[0]).avatar
+    task = MappingTask(chosen, YNetTask(chosen, roles(stores)), avatar)
+    batch = task.batches(3)
+    face = task.sources["avatar"].faces(task.sources["avatar"].sampler.indices(3))
+    assert torch.equal(batch.avatar.face_B3HH, face)
+    with torch.no_grad():
+        mapped = task.module(task.ynet.encode(batch.avatar.input_B3HH), "avatar")
+        wanted = (mapped - avatar.encode(face)).square().mean()
+    assert float(task.losses(batch, 3)["total"]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_frozen_decoder_has_moments_and_does_not_move(stores: tuple[FrameStore, FrameStore]) -> None:
+    """Adam would go on by its moments where the gradient is zero: values, moments and counts stay to the bit."""
+    task = YNetTask(recipe(), roles(stores))
+    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, task.training), task.training)
+    seen: set[str] = set()
+    checked = 0
+    for step in range(12):
+        (subject,) = task.chosen(step)
+        frozen = "avatar" if subject == "actor" else "actor"
+        parameters = list(task.ynet.decoders[frozen].parameters())
+        before = [(p.detach().clone(), *(t.clone() for t in engine.optimizer.state[p].values())) for p in parameters]
+        engine.optimizer.activate(task.active_groups(step))
+        engine.step(lambda part, step=step: task.losses(task.batches(step), step))  # type: ignore[misc]
+        for parameter, kept in zip(parameters, before, strict=True):
+            now = (parameter, *engine.optimizer.state[parameter].values())
+            assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+        if frozen in seen:
+            moments = max(float(engine.optimizer.state[p]["exp_avg"].abs().max()) for p in parameters)
+            assert moments > 0
+            checked += 1
+        seen.add(subject)
+    assert checked > 6
+
+
+def test_the_mapping_step_moves_the_mapping_and_nothing_else(stores: tuple[FrameStore, FrameStore]) -> None:
+    """Also what an earlier training left moments for: none of it is in a group, none takes a gradient."""
+    chosen = recipe("ynet.input_noise=0.05")
+    head, ynet = AvatarTask(chosen, stores[0]), YNetTask(chosen, roles(stores))
+    for earlier in (head, ynet):
+        adam = TorchEngine(
+            earlier.module, build_optimizer(earlier.param_groups(), earlier.module, earlier.training), earlier.training
+        )
+        adam.step(lambda _part, task=earlier: task.losses(task.batches(0), 0))  # type: ignore[misc]
+    task = MappingTask(chosen, ynet, head.avatar)
+    everything = {**ynet.module.state_dict(), **head.module.state_dict()}
+    before = {name: value.clone() for name, value in everything.items()}
+    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, task.training), task.training)
+    grouped = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
+    assert grouped == {id(p) for p in task.module.parameters()}
+    moved = {name: value.clone() for name, value in task.module.named_parameters()}
+    for step in range(4):
+        engine.step(lambda _part, step=step: task.losses(task.batches(step), step))  # type: ignore[misc]
+    assert all(torch.equal(before[name], value) for name, value in everything.items())
+    assert not any(torch.equal(moved[name], value) for name, value in task.module.named_parameters())
+    frozen = [*ynet.ynet.parameters(), *head.avatar.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+
+
+PUBLISHED = [item for item in SMALL if not item.startswith(("avatar_training", "ynet_training", "mapping_training"))]
+
+
+@pytest.mark.parametrize("name", ["paper", "official"])
+def test_section_5_1_read_off_the_built_tasks_and_optimizers(name: str, stores: tuple[FrameStore, FrameStore]) -> None:
+    """ "Adam ... the learning rate is set to 1×10^-4 for all learnable parameters"; batches of 2 and 16."""
+    chosen = load_recipe(name, [item for item in PUBLISHED if "rate_pose" not in item])
+    head = AvatarTask(chosen, stores[0])
+    ynet = YNetTask(chosen, roles(stores), head.avatar)
+    stages = [(head, chosen.avatar_training, 2), (ynet, chosen.ynet_training, 16)]
+    stages += [(MappingTask(chosen, ynet, head.avatar), chosen.mapping_training, 16)] if name == "paper" else []
+    for task, config, frames in stages:
+        optimizer = build_optimizer(task.param_groups(), task.module, config)
+        assert isinstance(optimizer, torch.optim.Adam)
+        for group in optimizer.param_groups:
+            adam = [group[k] for k in ("lr", "betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay")]
+            assert adam == [1e-4, (0.9, 0.999), 1e-8, 0, False, False]
+        batch = task.batches(0)
+        faces = {AvatarTask: lambda b: b.input_B3HH, MappingTask: lambda b: b.avatar.input_B3HH}
+        drawn = faces[type(task)](batch) if type(task) in faces else next(iter(batch.values())).input_B3HH
+        assert len(drawn) == frames
+        assert config.schedule == "constant"
+        assert config.warmup_steps == 0
