@@ -196,3 +196,39 @@ def test_unet_keeps_detail_through_its_skip() -> None:
     width = unet.inner[3].out_channels
     assert joined[0].shape[1] == 3 * width
     assert not torch.allclose(joined[0][:, :width], joined[1][:, :width])
+
+
+def test_strided_encoder_equals_its_layers_written_out() -> None:
+    """Convolution of stride 2, instance normalisation, LeakyReLU; about grey; normalised per sample."""
+    torch.manual_seed(0)
+    encoder, face = StridedEncoder(32, (8, 16), 24, "deviation"), torch.rand(3, 3, 32, 32)
+    x = face - 0.5
+    for conv in (encoder.convolutions[0], encoder.convolutions[3]):
+        x = F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1)
+        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        x = (x - mean) / (variance + 1e-5).sqrt()
+        x = torch.where(x > 0, x, 0.01 * x)
+    code = F.linear(x.flatten(1), encoder.linear.weight, encoder.linear.bias)
+    expected = (code - code.mean(1, keepdim=True)) / code.std(1, keepdim=True)
+    torch.testing.assert_close(encoder(face), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_points_of_the_paper_are_64_a_ray_on_128_by_128_rays() -> None:
+    """What the renderer evaluates in a step of `paper`, read off the radiance MLP's input and its planes."""
+    seen: dict[str, torch.Size] = {}
+    with torch.device("meta"):
+        avatar = LatentAvatar(load_recipe("paper").avatar)
+        avatar.generator.register_forward_hook(lambda _m, _i, planes: seen.update(planes=planes.shape))
+        avatar.radiance.register_forward_pre_hook(lambda _m, given: seen.update(points=given[0].shape))
+        avatar.render(torch.empty(2, 128), *pose(2, "meta"), noise=True)
+    assert seen == {"planes": (2, 3, 32, 128, 128), "points": (2, 32, 128 * 128 * 64)}
+
+
+def test_i_lr_is_the_colour_and_the_super_resolution_sees_all_of_i_f() -> None:
+    torch.manual_seed(0)
+    avatar, seen = LatentAvatar(AvatarConfig(**SMALL)), []
+    avatar.superresolution.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    drawn = avatar.render(torch.randn(1, 128), *pose(1))
+    assert torch.equal(seen[0], drawn.I_F)
+    (gradient,) = torch.autograd.grad(drawn.I_hr.square().sum(), drawn.I_F)
+    assert (gradient.abs().amax((0, 2, 3)) > 0).all(), "a channel of I_F without effect on I_hr"

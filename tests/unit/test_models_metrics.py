@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from lavatar.datasets.synthetic import Identity, default_camera, render
+from lavatar.datasets.synthetic_acting import performance
 from lavatar.models.metrics import image_metrics, mse, psnr, ssim
 from lavatar.models.perceptual import LPIPS
 
@@ -37,16 +39,39 @@ def reference() -> ModuleType:
     return importlib.import_module("lpips")
 
 
-def test_mse_psnr_ssim_equal_scikit_image() -> None:
-    a, b = pictures()
+def noises(size: int = 64) -> tuple[Tensor, Tensor]:
+    """Pictures of nothing but noise, and others."""
+    generator = torch.Generator().manual_seed(6)
+    return torch.rand(2, 3, size, size, generator=generator), torch.rand(2, 3, size, size, generator=generator)
+
+
+def faces(size: int = 64) -> tuple[Tensor, Tensor]:
+    """Two drawn heads on white, and the same with another expression."""
+    camera = default_camera(size)
+    drawn = [
+        torch.from_numpy(render(Identity.from_seed(seed), *performance(seed, 40)[frame], camera)[0])
+        for frame in (3, 21)
+        for seed in (0, 1)
+    ]
+    pictures_B3HW = torch.stack(drawn).permute(0, 3, 1, 2)
+    return pictures_B3HW[:2], pictures_B3HW[2:]
+
+
+PAIRS = {"smooth": pictures, "noise": noises, "faces": faces}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_mse_psnr_ssim_equal_scikit_image(kind: str) -> None:
+    a, b = PAIRS[kind]()
+    values = image_metrics(a, b)
     for i in range(2):
         x, y = a[i].permute(1, 2, 0).double().numpy(), b[i].permute(1, 2, 0).double().numpy()
-        assert mse(a, b)[i].item() == pytest.approx(mean_squared_error(x, y), rel=1e-5)
-        assert psnr(a, b)[i].item() == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), rel=1e-5)
+        assert values["mse"][i].item() == pytest.approx(mean_squared_error(x, y), rel=1e-5)
+        assert values["psnr"][i].item() == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), rel=1e-5)
         expected = structural_similarity(
             x, y, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        assert ssim(a, b)[i].item() == pytest.approx(expected, abs=1e-5)
+        assert values["ssim"][i].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_known_values() -> None:
@@ -72,13 +97,15 @@ def test_lpips_equals_the_package(trunk: str, weights: Path, reference: ModuleTy
     for name, module in convolutions:  # names end in torchvision's layer numbers
         number = name.split(".")[-1]
         module.load_state_dict({p: state[f"features.{number}.{p}"] for p in ("weight", "bias")})
-    a, b = pictures()
     for level in range(5):  # the linear weights are in the package: the file's must be the same
         assert torch.equal(getattr(theirs, f"lin{level}").model[-1].weight, state[f"lin{level}.weight"])
-    with torch.no_grad():
-        expected = theirs(a, b, normalize=True).flatten()
-        torch.testing.assert_close(LPIPS(state, trunk)(a, b), expected, atol=1e-5, rtol=0)
-    assert expected.min() > 0.01
+    ours = LPIPS(state, trunk)
+    for kind, draw_pair in PAIRS.items():
+        a, b = draw_pair()
+        with torch.no_grad():
+            expected = theirs(a, b, normalize=True).flatten()
+        torch.testing.assert_close(image_metrics(a, b, ours)["lpips"], expected, atol=1e-5, rtol=0, msg=kind)
+        assert expected.min() > 0.01
 
 
 def test_lpips_is_frozen_stateless_and_differentiable(weights: Path) -> None:

@@ -12,6 +12,7 @@ from lavatar.configs.avatar import AvatarConfig
 from lavatar.models import rendering
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.rendering import View
+from lavatar.training.avatar import PoseCorrection
 
 FOCAL = 5000 / 512  # in image sides
 FRONTAL = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
@@ -309,3 +310,88 @@ def test_pose_gradient_equals_finite_differences_through_the_whole_render() -> N
     differences = torch.stack([(drawn(at + axis) - drawn(at - axis)) / (2 * step) for axis in axes])
     torch.testing.assert_close(gradient, differences.detach(), rtol=2e-4, atol=1e-5)
     assert gradient.abs().min() > 1e-2
+
+
+def test_gradient_of_empty_space() -> None:
+    """At σ = 0: dM/dσ_i = δ_i and dI/dσ_i = δ_i·(c_i − 1), each sample as if it were alone before the white."""
+    density = torch.zeros(1, 1, 4, dtype=torch.float64, requires_grad=True)
+    length = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]], dtype=torch.float64)
+    color = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    weights = rendering.compositing_weights(density, length)
+    image, mask = rendering.composite(weights, color.expand(1, 1, 1, 4), opaque_far=False)
+    torch.testing.assert_close(torch.autograd.grad(mask.sum(), density, retain_graph=True)[0], length)
+    torch.testing.assert_close(torch.autograd.grad(image.sum(), density)[0], length * (color - 1))
+
+
+def test_compositing_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    density, length, color = (
+        torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((2, 3, 5), (2, 3, 5), (2, 4, 3, 5))
+    )
+
+    def draw(density: Tensor, length: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
+        return rendering.composite(rendering.compositing_weights(density, length), color, opaque_far=False)
+
+    assert torch.autograd.gradcheck(draw, (density, length, color))
+
+
+def hazy(**changes: object) -> LatentAvatar:
+    """An avatar of one density everywhere: σ = softplus(0)·0.5 per head unit."""
+    avatar = LatentAvatar(small(density_bias=0.0, density_scale=0.5, samples=8, **changes)).double()
+    torch.nn.init.zeros_(avatar.radiance.density_out.weight)
+    torch.nn.init.zeros_(avatar.radiance.density_out.bias)
+    return avatar
+
+
+def test_a_box_of_constant_density_seen_from_near_at_a_slant() -> None:
+    """M = 1 − exp(−σ·|chord|) in head units, the chord counted along 20,000 points of each ray.
+
+    So near (4 head units) and so wide a lens that rays are up to 1.2 times longer than their depth.
+    """
+    avatar, turn = hazy(focal=500.0), random_rotation(1)
+    translation, scale = torch.tensor([[0.0, 0.0, 0.5]]).double(), torch.tensor([0.1]).double()
+    theta, turn_133 = torch.randn(1, 12).double(), turn[None]
+    drawn = avatar.render(theta, turn_133, translation, scale)
+    steps = torch.linspace(0, 10, 20_001, dtype=torch.float64)[1:]  # along the unit ray of the camera, head units
+    cell = ((torch.arange(8, dtype=torch.float64) + 0.5) / 8 - 0.5) / (500 / 512)
+    box = torch.tensor(avatar.config.box, dtype=torch.float64)
+    for row, column in ((0, 0), (3, 4), (2, 7), (7, 1), (5, 5)):
+        direction = torch.stack([cell[column], cell[row], torch.ones_like(cell[0])])
+        head = (0.1 * steps[:, None] * direction / direction.norm() - translation) @ turn / 0.1  # Rᵀ(x − t)/s
+        chord = ((head > box[:, 0]) & (head < box[:, 1])).all(1).double().sum() * 10 / 20_000
+        expected = 1 - math.exp(-0.5 * math.log(2) * chord.item())
+        assert drawn.M[0, 0, row, column].item() == pytest.approx(expected, abs=1e-3)
+    assert 0.3 < drawn.M.max() < 0.9
+
+
+@pytest.mark.parametrize("changes", [{}, {"compositing": "opaque_far", "missed_near_far": (0.3, 0.5)}])
+def test_gradient_of_a_frames_pose_equals_finite_differences_through_the_whole_render(
+    changes: dict[str, object],
+) -> None:
+    """Six numbers of PoseCorrection, through rays, box, tri-planes, MLP, compositing and super-resolution."""
+    torch.manual_seed(3)
+    avatar = LatentAvatar(small(density_bias=0.5, density_scale=1.0, superresolution="residual", **changes)).double()
+    torch.nn.init.normal_(avatar.superresolution.out.weight, std=0.3)
+    correction, index = PoseCorrection(2).double(), torch.tensor([1])
+    theta, (rotation, translation, scale) = torch.randn(1, 12).double(), (t.double() for t in pose(1))
+    like = avatar.render(theta, rotation, translation, scale)
+    into_hr, into_mask = torch.randn_like(like.I_hr), torch.randn_like(like.M)
+    into_mask = into_mask if like.M.requires_grad else torch.zeros_like(into_mask)
+    start = 0.05 * torch.randn(2, 6).double()
+
+    def loss(values: Tensor) -> Tensor:
+        moved = torch.func.functional_call(correction, {"values": values}, (index, rotation, translation, scale))
+        drawn = avatar.render(theta, *moved, scale)
+        return (drawn.I_hr * into_hr).sum() + (drawn.M * into_mask).sum() + drawn.I_lr.square().sum()
+
+    values = start.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(values), values)
+    expected, step = torch.zeros_like(found), 1e-6
+    with torch.no_grad():
+        for k in range(6, 12):
+            change = torch.zeros(12, dtype=torch.float64).index_fill_(0, torch.tensor(k), step).view(2, 6)
+            expected.view(-1)[k] = (loss(start + change) - loss(start - change)) / (2 * step)
+    assert found[1].abs().min() > 1e-4
+    assert found[0].abs().max() == 0, "a frame that is not in the batch"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

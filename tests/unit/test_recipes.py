@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,15 @@ from lavatar.configs.avatar import AvatarLearningConfig
 from lavatar.configs.pair import PairLearningConfig
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.configs.recipe import Recipe, load_recipe
+from lavatar.contracts import NullSink, VideoSource
+from lavatar.datasets import shards
+from lavatar.datasets.loader import FrameStore
+from lavatar.datasets.preprocess import preprocess
 from lavatar.datasets.solve import split_of
+from lavatar.models.avatar import LatentAvatar
+from lavatar.models.losses import eq4
 from lavatar.models.radiance import RadianceMLP
+from lavatar.models.triplane import StyleGANGenerator
 
 SECTION_5_1: dict[str, Any] = {
     "preprocess.portrait_size": 512,  # "all videos are resized to 512×512"
@@ -192,3 +200,92 @@ def test_official_begins_alive_whatever_the_seed() -> None:
         if density.item() + config.density_bias <= 0:
             dead.append(seed)
     assert dead == []
+
+
+STAGES = ("avatar", "ynet", "mapping")
+
+
+TABLE: dict[str, set[str]] = {
+    "tri-plane": {"avatar.triplane_size"},
+    "weights λ_lr / λ_vgg / λ_mask": {"avatar_loss.lambda_lr"},
+    "mask loss": {"avatar.compositing"},
+    "head pose": set(),  # the released camera and the look-up in head space are those of both
+    "volume": {"avatar.missed_near_far", "avatar.density_noise", "avatar.sampling"},
+    "colour MLP": {"avatar.radiance", "avatar.density_activation", "avatar.density_bias"},
+    "encoder": {"avatar.encoder_normalisation", "avatar.encoder_mapping", "ynet.encoder_normalisation"},
+    "generator": {"avatar.generator_gain"},
+    "super-resolution": set(),  # the released U-net is that of both
+    "Y-network step": {
+        "ynet_loss.subjects", "ynet_loss.lambda_image", "ynet_loss.lambda_ssim", "ynet_loss.lambda_code",
+        "ynet_loss.image_cycle", "ynet_loss.cross_gradient", "ynet.shared_neck",
+    },
+    "mapping MLP": {"mapping.joint"},
+    "face crop": {"preprocess.face_mask"},
+    "augmentation": {"avatar.input_noise", "ynet.input_noise"},
+    "length": set(),  # unbounded epochs: the paper's iterations stand in for them
+}  # fmt: skip
+"""Rows of the table "paper's text and released code" and the keys that each one makes differ."""
+
+
+def test_each_difference_belongs_to_one_row_of_the_table() -> None:
+    keys = [key for row in TABLE.values() for key in row]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == set(DIFFERENCES)
+
+
+def test_values_in_rows_that_make_no_difference_are_the_released_ones_in_both() -> None:
+    for name in ("paper", "official"):
+        values = flat(name)
+        assert (values["preprocess.focal"], values["preprocess.distance"]) == (5000.0, 4.0)  # head pose
+        assert (values["avatar_loss.lambda_vgg"], values["avatar_loss.lambda_mask"]) == (0.1, 0.1)
+        lengths = [(values[f"{s}_training.steps"], values[f"{s}_training.batch_size"]) for s in STAGES]
+        assert lengths == [(200_000, 2), (30_000, 16), (30_000, 16)]
+        schedule = {values[f"{s}_training.{k}"] for s in STAGES for k in ("schedule", "warmup_steps", "gradient_clip")}
+        assert schedule == {"constant", 0}
+
+
+@pytest.mark.parametrize("name", ["paper", "official"])
+def test_the_mask_loss_moves_the_avatar_in_paper_and_nothing_in_official(name: str) -> None:
+    recipe = load_recipe(name)
+    sizes = {
+        "image_size": 32, "ray_size": 8, "samples": 6, "face_size": 32, "code_dim": 8, "encoder_widths": (4, 4),
+        "triplane_size": 8, "triplane_channels": 4, "generator_capacity": 4, "superresolution_capacity": 2,
+        "encoder_mapping": (8,) if recipe.avatar.encoder_mapping else (),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    avatar = LatentAvatar(recipe.avatar.model_copy(update=sizes))
+    pose = (torch.diag(torch.tensor([1.0, -1.0, -1.0]))[None], torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([0.1]))
+    image, mask = torch.rand(1, 3, 32, 32), torch.rand(1, 1, 32, 32).round()
+
+    def gradients(lambda_mask: float) -> list[torch.Tensor]:
+        config = recipe.avatar_loss.model_copy(update={"lambda_vgg": 0.0, "lambda_mask": lambda_mask})
+        drawn = avatar.render(avatar.encode(torch.full((1, 3, 32, 32), 0.3)), *pose)
+        return list(torch.autograd.grad(eq4(drawn, image, mask, config)["total"], list(avatar.radiance.parameters())))
+
+    without, heavy = gradients(0.0), gradients(1000.0)
+    same = [torch.allclose(a, b, atol=1e-7, rtol=1e-4) for a, b in zip(without, heavy, strict=True)]
+    assert all(same) if name == "official" else not all(same)
+
+
+def test_official_generator_begins_at_the_code_alone() -> None:
+    """ "Constant-free start from the code": of a code of zeros nothing is drawn but the first bias."""
+    for name in ("paper", "official"):
+        config = load_recipe(name).avatar.model_copy(update={"triplane_size": 8, "generator_capacity": 4})
+        generator = StyleGANGenerator(config)
+        assert not generator.start(torch.zeros(1, 128, 1, 1)).any()
+        assert generator.start.weight.shape[2:] == (4, 4)
+        assert {n.split(".")[0] for n, _ in generator.named_parameters()} == {"start", "mix", "blocks"}
+
+
+@pytest.mark.parametrize("held_out", ["last", "first"])
+def test_the_preprocessing_holds_out_a_tenth_of_an_odd_number_of_frames(held_out: str, tmp_path: Path) -> None:
+    sizes = {"portrait_size": 64, "face_size": 32, "synthetic_frames": 29, "min_frames": 10}
+    given = {**load_recipe("paper").preprocess.model_dump(), **sizes, "held_out": held_out}
+    config = PreprocessConfig.model_validate(given)
+    source = VideoSource("ada", synthetic_seed=1)
+    manifest = preprocess(source, config, tmp_path / "d", parallel=map, events=NullSink(), stage="ada")  # type: ignore[arg-type]
+    samples = sorted(shards.iterate(tmp_path / "d"), key=lambda sample: sample.meta.time)
+    splits = [str(sample.meta.split) for sample in samples]
+    assert splits == (["train"] * 26 + ["eval"] * 3 if held_out == "last" else ["eval"] * 3 + ["train"] * 26)
+    assert (manifest.train, manifest.eval) == (26, 3)
+    assert [len(FrameStore(tmp_path / "d", 32, split)) for split in ("train", "eval")] == [26, 3]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lavatar.cluster.bodies import avatar_plan
 from lavatar.cluster.plans import Worker
@@ -261,3 +262,39 @@ def test_a_correction_moves_along_the_cameras_axes_in_head_units_and_is_held_sma
     drawn = task.batches(0).frames.index_B
     assert terms["pose"].item() == pytest.approx(correction.values[drawn].square().mean().item())
     assert terms["total"].item() == pytest.approx(parts.item(), rel=1e-6)
+
+
+def published(store: FrameStore, *more: str) -> AvatarTask:
+    """The paper's networks and losses, small, with the noise of training."""
+    sizes = [s for s in SMALL if not s.startswith("avatar.basis")]
+    sizes += ["avatar.generator_capacity=4", "avatar.generator_max_channels=8", "avatar_loss.lambda_vgg=0"]
+    return AvatarTask(load_recipe("paper", [*sizes, *more]), store)
+
+
+def test_the_avatars_step_is_eq4_on_a_noisy_rendering_of_the_noisy_input(store: FrameStore) -> None:
+    task = published(store, "avatar.input_noise=0.05", "avatar_loss.lambda_lr=0.3", "avatar_loss.lambda_mask=0.7")
+    batch = task.batches(3)
+    frames, avatar = batch.frames, task.avatar
+    clean = frames.face_B3HW
+    assert batch.input_B3HH.shape == clean.shape
+    assert float((batch.input_B3HH - clean).std()) == pytest.approx(0.05, rel=0.05)
+    torch.manual_seed(5)
+    found = task.losses(batch, 3)
+    torch.manual_seed(5)
+    pose = (frames.rotation_B33, frames.translation_B3, frames.scale_B)
+    drawn = avatar.render(avatar.encode(batch.input_B3HH), *pose, noise=True)
+    image, mask = frames.image_B3HW, frames.mask_B1HW
+    cells = [F.avg_pool2d(x, image.shape[-1] // drawn.M.shape[-1]) for x in (image, mask)]
+    l1, lr = (drawn.I_hr - image).abs().mean(), (drawn.I_lr - cells[0]).abs().mean()
+    torch.testing.assert_close(found["total"], l1 + 0.3 * lr + 0.7 * (drawn.M - cells[1]).square().mean())
+    torch.manual_seed(6)
+    assert not torch.equal(found["total"], task.losses(batch, 3)["total"]), "points along the rays are drawn anew"
+
+
+def test_the_perceptual_term_is_in_every_step_of_the_paper(store: FrameStore) -> None:
+    task = published(store, "avatar_loss.lambda_vgg=0.1")
+    task.perceptual = lambda drawn, _image: drawn.new_full((len(drawn),), 2.0)
+    for step in range(3):
+        terms = task.losses(task.batches(step), step)
+        rest = terms["l1"] + 0.1 * terms["lr"] + 0.1 * terms["mask"]
+        assert float(terms["total"] - rest) == pytest.approx(0.2, abs=1e-5)

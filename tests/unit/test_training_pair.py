@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.contracts import NullSink, VideoSource
@@ -15,12 +16,13 @@ from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.preprocess import preprocess
 from lavatar.errors import ConfigError
 from lavatar.inference.loading import load_avatar, load_pair
+from lavatar.models.ssim import ssim
 from lavatar.models.ynet import SUBJECTS
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import train
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import MappingTask, YNetTask, in_face_crop, theta_of
+from lavatar.training.pair import FaceBatch, MappingTask, YNetTask, in_face_crop, theta_of
 from lavatar.training.release import (
     read_frozen_avatar,
     write_avatar_release,
@@ -89,7 +91,8 @@ def test_each_step_draws_one_subject_and_both_come_up(stores: tuple[FrameStore, 
     drawn = [task.chosen(step) for step in range(200)]
     assert {len(subjects) for subjects in drawn} == {1}
     assert 70 < sum(subjects == ("actor",) for subjects in drawn) < 130
-    assert drawn == [YNetTask(recipe(), roles(stores), rank=1, world=2).chosen(step) for step in range(200)]
+    second = YNetTask(recipe(), roles(stores), rank=1, world=2)
+    assert drawn == [second.chosen(step) for step in range(200)]
     assert YNetTask(recipe("ynet_loss.subjects=both"), roles(stores)).chosen(0) == SUBJECTS
 
 
@@ -477,3 +480,81 @@ def test_section_5_1_read_off_the_built_tasks_and_optimizers(name: str, stores: 
         assert len(drawn) == frames
         assert config.schedule == "constant"
         assert config.warmup_steps == 0
+
+
+PATHS = {
+    "paper": ["ynet_loss.lambda_image=[1.0,1.0]", "ynet_loss.lambda_ssim=0.3"],
+    "no gradient across": ["ynet_loss.cross_gradient=false"],
+    "codes only": ["ynet_loss.image_cycle=false"],
+    "official": ["ynet_loss.image_cycle=false", "ynet_loss.cross_gradient=false", "ynet.shared_neck=true",
+                 "ynet_loss.lambda_image=[0.2,0.9]", "ynet_loss.lambda_ssim=1.0"],
+}  # fmt: skip
+"""Variants of the cycle; codes weigh much and differently in each, so that no term is lost beside another."""
+
+
+def written_out(task: YNetTask, faces: FaceBatch, subject: str) -> Tensor:
+    """Eq. 5-7 of one subject as the text says them, its decoder and the other's called by name."""
+    ynet, loss, which = task.ynet, task.loss, SUBJECTS.index(subject)
+    neck, own, other = ynet.neck, ynet.decoders[subject], ynet.decoders[SUBJECTS[1 - which]]
+    gamma = ynet.encoder(faces.input_B3HH)
+    drawn, swapped = own(neck(gamma)), other(neck(gamma))
+    star = ynet.encoder(swapped if loss.cross_gradient else swapped.detach())
+    cycled = own(neck(star))
+
+    def image(a: Tensor) -> Tensor:
+        return (a - faces.face_B3HH).abs().mean() + loss.lambda_ssim * (1 - ssim(a, faces.face_B3HH)).mean()
+
+    total = loss.lambda_image[which] * image(drawn) + loss.lambda_code[which] * (star - gamma).square().mean()
+    return total + image(cycled) if loss.image_cycle else total
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("variant", PATHS)
+def test_the_step_and_all_its_gradients_are_the_equations_written_out(
+    stores: tuple[FrameStore, FrameStore], variant: str, subject: str
+) -> None:
+    weights = ["ynet_loss.lambda_code=[30.0,70.0]", "ynet.input_noise=0.05"]
+    task = YNetTask(recipe(*weights, *PATHS[variant]), roles(stores))
+    faces = task.sources[subject].batch(0)
+    assert float((faces.input_B3HH - faces.face_B3HH).std()) == pytest.approx(0.05, rel=0.05)
+    parameters = dict(task.module.named_parameters())
+    expected = written_out(task, faces, subject)
+    wanted = torch.autograd.grad(expected, list(parameters.values()), allow_unused=True)
+    total = task.losses({subject: faces}, 0)["total"]
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    torch.testing.assert_close(total, expected)
+    for name, a, b in zip(parameters, found, wanted, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    other = SUBJECTS[1 - SUBJECTS.index(subject)]
+    across = [a is not None for name, a in zip(parameters, found, strict=True) if f"decoders.{other}." in name]
+    assert all(across) if task.loss.cross_gradient else not any(across)
+
+
+def test_the_mapping_step_moves_the_mlp_alone_running_statistics_included(
+    stores: tuple[FrameStore, FrameStore],
+) -> None:
+    chosen = recipe("mapping.align=deviation", "avatar_learning.rate_pose=0")
+    ynet, avatar = YNetTask(chosen, roles(stores)), AvatarTask(chosen, stores[0]).avatar
+    statistics = (torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3))  # what a network in training mode would change
+    ynet.ynet.encoder = torch.nn.Sequential(statistics[0], ynet.ynet.encoder)
+    avatar.encoder = torch.nn.Sequential(statistics[1], avatar.encoder)
+    for network in (ynet.module, avatar):
+        network.train()
+    mapping = MappingTask(chosen, ynet, avatar)
+    config = mapping.training
+    engine = TorchEngine(mapping.module, build_optimizer(mapping.param_groups(), mapping.module, config), config)
+    engine.module.train()
+    networks = {"ynet": ynet.module, "avatar": avatar}
+    before = {f"{n}.{k}": v.clone() for n, network in networks.items() for k, v in network.state_dict().items()}
+    own = {k: v.clone() for k, v in mapping.module.state_dict().items()}
+    for step in range(6):
+        engine.step(lambda _part, step=step: mapping.losses(mapping.batches(step), step))  # type: ignore[misc]
+    after = {f"{n}.{k}": v for n, network in networks.items() for k, v in network.state_dict().items()}
+    assert sum("running_mean" in name for name in before) == 2
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    moved = {name for name, value in mapping.module.state_dict().items() if not torch.equal(value, own[name])}
+    assert moved == {name for name, _ in mapping.module.named_parameters()}
+    frozen = [*ynet.module.parameters(), *avatar.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
