@@ -80,12 +80,13 @@ def method(
         raise UsageError("no budget is given", "Say --steps N (equal steps), --minutes M (equal time), or both.")
     if not chosen:
         raise UsageError("no method is given", f"Say --methods {METHODS}, or a --variant.")
+    numbers = _seeds(seeds)
     people = [tuple(person(resolve(registry, name)) for name in _pair(text)) for text in pairs]
     rows = [
         Row(each, avatar, actor, seed, budget, max_frames)
         for avatar, actor in people
         for budget in budgets
-        for seed in _seeds(seeds)
+        for seed in numbers
         for each in chosen
     ]
     _run(home, output or home.root / "outputs" / "benchmark", rows, as_json)
