@@ -138,8 +138,9 @@ def avatar_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
 
 def pair_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
     """Two tasks in one worker: the Y-network (Sec. 4.1), then the mapping MLP with all else frozen (Sec. 4.2)."""
-    from lavatar.training.pair import MappingTask, YNetTask
+    from lavatar.training.mapping import MappingTask
     from lavatar.training.release import read_frozen_avatar, read_warm_pair, write_pair_release
+    from lavatar.training.ynet import YNetTask
 
     recipe, start = Recipe.model_validate(spec.recipe), spec.inputs.get("warm")
     if start is not None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def shared_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
     """The Y-network of all subjects (Sec. 4.1), then a mapping MLP for each avatar (Sec. 4.2)."""
     from lavatar.datasets.loader import FrameStore
-    from lavatar.training.pair import MappingTask, YNetTask
+    from lavatar.training.mapping import MappingTask
     from lavatar.training.release import read_frozen_avatar, write_shared_release
+    from lavatar.training.ynet import YNetTask
 
     avatars, actors = labels(spec, "avatar_dataset"), labels(spec, "actor_dataset")
     subjects = sorted({*avatars, *actors})

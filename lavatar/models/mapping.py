@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavatar.configs.pair import MappingConfig
+from lavatar.configs.recipe import Recipe
 from lavatar.models.encoder import mlp
 from lavatar.models.regression import begin_at_regression, unseen_covariance
 from lavatar.models.ynet import SUBJECTS, Subject
@@ -122,3 +123,8 @@ class MappingMLP(nn.Module):
     def forward(self, gamma_BG: Tensor, subject: Subject = "actor") -> Tensor:
         theta_BD: Tensor = self.layers(self.aligned(gamma_BG, subject))
         return theta_BD
+
+
+def build_mapping(recipe: Recipe, subjects: Sequence[Subject] = SUBJECTS) -> MappingMLP:
+    """The mapping MLP of a recipe."""
+    return MappingMLP(recipe.mapping, recipe.ynet.code_dim, recipe.avatar.code_dim, recipe.ynet.landmarks, subjects)

@@ -21,7 +21,16 @@ from lavatar.configs.recipe import Recipe
 from lavatar.contracts import Event, EventSink, NullSink, StageKind
 from lavatar.errors import DataError
 from lavatar.platform.home import Home
-from lavatar.platform.planning import Person, Plan, PlannedStage, digest, plan, release_dir, require_weights
+from lavatar.platform.planning import (
+    METHOD_VERSION,
+    Person,
+    Plan,
+    PlannedStage,
+    digest,
+    plan,
+    release_dir,
+    require_weights,
+)
 from lavatar.platform.progress import Display, DisplaySink
 from lavatar.platform.states import State
 from lavatar.platform.tracking import Tracker
@@ -65,9 +74,9 @@ class Row:
     def key(self) -> str:
         dump = self.method.recipe.model_dump(mode="json", exclude={"name", "resources"})
         people = (self.avatar.digest, self.actor.digest)
-        return digest(
-            "benchmark", FORMAT, self.method.name, dump, people, self.seed, asdict(self.budget), self.max_frames
-        )
+        versions = {kind.value: version for kind, version in METHOD_VERSION.items()}
+        budget = asdict(self.budget)
+        return digest("benchmark", FORMAT, versions, self.method.name, dump, people, self.seed, budget, self.max_frames)
 
     @property
     def title(self) -> str:

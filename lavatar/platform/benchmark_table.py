@@ -21,11 +21,13 @@ PAPER = (
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
     ("steps", lambda r: _steps(r, "avatar"), 0),
     ("ms a step", lambda r: _milliseconds(r), 0),
+    ("MSE ×10³", lambda r: 1000 * r["metrics"]["self"]["mse"], 2),
     ("PSNR", lambda r: r["metrics"]["self"]["psnr"], 2),
     ("SSIM", lambda r: r["metrics"]["self"]["ssim"], 3),
     ("LPIPS", lambda r: r["metrics"]["self"]["lpips"], 3),
     ("face PSNR", lambda r: r["metrics"]["self"]["face"]["psnr"], 2),
     ("r", lambda r: mean_of(r["metrics"]["self"]["expression"], "r"), 2),
+    ("error", lambda r: mean_of(r["metrics"]["self"]["expression"], "error"), 2),
     ("Y steps", lambda r: _steps(r, "ynet"), 0),
     ("cross r", lambda r: mean_of(r["metrics"]["cross"]["expression"], "r"), 2),
     ("cross PSNR", lambda r: r["metrics"]["cross"].get("truth", {}).get("psnr"), 2),
@@ -93,9 +95,10 @@ def _trivial(result: Result, name: str) -> str:
     figures = result["metrics"][name]
     cells = {"PSNR": f"{figures['psnr']:.2f}", "SSIM": f"{figures['ssim']:.3f}"}
     cells["LPIPS"] = "–" if figures["lpips"] is None else f"{figures['lpips']:.3f}"
+    cells["MSE ×10³"] = f"{1000 * figures['mse']:.2f}"
     cells["face PSNR"] = f"{figures['face']['psnr']:.2f}"
     if name == "nearest_frame":
-        cells["r"] = _cell([mean_of(figures["expression"], "r")], 2)
+        cells |= {of: _cell([mean_of(figures["expression"], of)], 2) for of in ("r", "error")}
     return _line([name.replace("_", " "), *(cells.get(column, "–") for column, _, _ in COLUMNS)])
 
 

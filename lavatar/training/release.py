@@ -27,9 +27,10 @@ from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.checkpoint import file_digest, write_json
 from lavatar.training.errorcurve import ErrorCurve
+from lavatar.training.mapping import MappingTask
 from lavatar.training.nerface import NeRFaceTask
-from lavatar.training.pair import MappingTask, YNetTask
 from lavatar.training.warmpair import ColdErrors, WarmPair
+from lavatar.training.ynet import YNetTask
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

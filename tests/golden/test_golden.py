@@ -32,9 +32,10 @@ from lavatar.models.ynet import SUBJECTS, Subject
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import train
+from lavatar.training.mapping import MappingTask
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import MappingTask, YNetTask
 from lavatar.training.tasks import TrainingTask
+from lavatar.training.ynet import YNetTask
 from tests.unit.dataset_files import FACE, SIZE, make_meta, make_pictures
 
 RECORD = Path(__file__).with_name("losses.json")

@@ -16,9 +16,10 @@ from lavatar.datasets.preprocess import preprocess
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.batch import to_device
 from lavatar.training.engine import TorchEngine
+from lavatar.training.mapping import MappingTask
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import MappingTask, YNetTask
 from lavatar.training.tasks import TrainingTask
+from lavatar.training.ynet import YNetTask
 
 SMALL = [
     "preprocess.portrait_size=64", "preprocess.face_size=32", "preprocess.synthetic_frames=40",

@@ -17,7 +17,7 @@ from lavatar.platform.planning import Person
 
 
 def result(method: str, seed: int, psnr: float, truth: bool = True, kind: str = "steps") -> dict[str, Any]:
-    image = {"psnr": psnr, "ssim": 0.9, "lpips": 0.1, "face": {"psnr": psnr - 1}}
+    image = {"mse": 10 ** (-psnr / 10), "psnr": psnr, "ssim": 0.9, "lpips": 0.1, "face": {"psnr": psnr - 1}}
     expression = {
         "jaw": {"r": 0.8, "amplitude": 1.0, "error": 0.5},
         "gaze": {"r": None, "amplitude": 0.0, "error": 1.0},
@@ -40,7 +40,8 @@ def test_a_row_has_the_mean_and_the_spread_over_seeds() -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "40"
     assert cells[2] == "200"
-    assert cells[3] == "21.00 ± 1.00"
+    assert cells[3] == "8.15 ± 1.85"
+    assert cells[4] == "21.00 ± 1.00"
     (single,) = [line for line in text.splitlines() if line.startswith("| y ")]
     assert "25.00 |" in single
     assert "±" not in single

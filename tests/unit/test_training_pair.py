@@ -20,9 +20,10 @@ from lavatar.models.ssim import ssim
 from lavatar.models.ynet import SUBJECTS
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.engine import TorchEngine
+from lavatar.training.faces import FaceBatch, in_face_crop, theta_of
 from lavatar.training.loop import train
+from lavatar.training.mapping import MappingTask
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import FaceBatch, MappingTask, YNetTask, in_face_crop, theta_of
 from lavatar.training.release import (
     read_frozen_avatar,
     write_avatar_release,
@@ -30,6 +31,7 @@ from lavatar.training.release import (
     write_shared_release,
 )
 from lavatar.training.shape import LOWER_LIP, SHAPE_DIM, UPPER_LIP, expression_shape, whitening
+from lavatar.training.ynet import YNetTask
 
 SMALL = [
     "preprocess.portrait_size=64", "preprocess.face_size=32", "preprocess.synthetic_frames=40",

@@ -16,15 +16,16 @@ from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.preprocess import preprocess
 from lavatar.errors import CheckpointError
 from lavatar.models.losses import eq5
+from lavatar.models.mapping import build_mapping
 from lavatar.models.ynet import YNetwork
 from lavatar.training.engine import TorchEngine
 from lavatar.training.errorcurve import ErrorCurve, saving, savings, warm_note
 from lavatar.training.loop import train
 from lavatar.training.optimizer import build_optimizer
-from lavatar.training.pair import YNetTask, build_mapping
 from lavatar.training.release import read_warm_pair, write_pair_release
 from lavatar.training.shape import SHAPE_DIM
 from lavatar.training.warmpair import begin_warm
+from lavatar.training.ynet import YNetTask
 
 SMALL = [
     "preprocess.portrait_size=64", "preprocess.face_size=32", "preprocess.synthetic_frames=30",

@@ -123,11 +123,13 @@ def _run(home: Home, folder: Path, rows: list[Any], as_json: bool) -> None:
         try:
             with StageRunner(home.root, backend="inline") as runner, terminate_as_interrupt():
                 tracker = Tracker(home, lambda text: display.message(text, "warning"))
-                results = list(measured(Bench(home, folder, display, runner, tracker), rows))
-            text = tables(results)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / TABLE).write_text(text + "\n")
-            (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+                results: list[dict[str, Any]] = []
+                text = ""
+                for result in measured(Bench(home, folder, display, runner, tracker), rows):
+                    results.append(result)
+                    text = tables(results)  # written row by row: a long benchmark can be read while it runs
+                    (folder / TABLE).write_text(text + "\n")
+                    (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
             cv2.imwrite(str(folder / SHEET), contact_sheet(home.root, results)[..., ::-1])
         finally:
             display.close()

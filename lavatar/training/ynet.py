@@ -1,12 +1,11 @@
-"""The Y-shaped network (Sec. 4.1) and the mapping MLP (Sec. 4.2) in training: of a pair, or one of many subjects.
+"""The Y-shaped network (Sec. 4.1) in training: of a pair, or one of many subjects.
 
 Shapes: B batch, N frames, H face side, G code γ, D code θ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,92 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from lavatar.configs.recipe import Recipe
-from lavatar.datasets.loader import BatchSampler, FrameStore
+from lavatar.datasets.loader import FrameStore
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.losses import eq5, eq6, eq7, eq8
-from lavatar.models.mapping import MappingMLP
+from lavatar.models.mapping import MappingMLP, build_mapping
 from lavatar.models.regression import begin_at_regression
 from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
-from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
-from lavatar.training.avatar import BEGIN_FRAMES, at_side, sheet
-from lavatar.training.emphasis import feature_weights
+from lavatar.training.avatar import BEGIN_FRAMES, sheet
 from lavatar.training.errorcurve import ErrorCurve, savings
-from lavatar.training.shape import LOWER_LIP, UPPER_LIP, expression_shape, whitening
+from lavatar.training.faces import CHUNK, FaceBatch, FaceSource, theta_of
+from lavatar.training.shape import whitening
 from lavatar.training.tasks import ParamGroup
 from lavatar.training.warmpair import WarmPair, begin_warm
 
 PICTURES = 6
 MOST_BEGIN_FRAMES = 4 * BEGIN_FRAMES  # of all subjects of a network together: a square matrix of this side is solved
-CHUNK = 64
-AT_REST = 0.2
 READOUT_RIDGE = 0.003
-
-
-@dataclass(frozen=True)
-class FaceBatch:
-    """Faces of one subject: as the encoder gets them, as the decoder should draw them, weights of the pixels."""
-
-    input_B3HH: Tensor
-    face_B3HH: Tensor
-    weight_B1HH: Tensor
-    shape_BL: Tensor  # what the landmarks say of the expression (training/shape.py)
-    keys: tuple[str, ...]
-
-
-class FaceSource:
-    """Face batches of one subject, pure functions of a step."""
-
-    def __init__(self, recipe: Recipe, store: FrameStore, batch_size: int, seed: int) -> None:
-        self.recipe, self.store, self.seed = recipe, store, seed
-        self.learning, self.side = recipe.pair_learning, recipe.ynet.face_size
-        self.sampler = BatchSampler(store, batch_size, seed, self.learning.balance)
-        landmarks_N68x2 = in_face_crop(store, [meta.landmarks for meta in store.metas])
-        seen = all(meta.irises for meta in store.metas)
-        irises_N2x2 = in_face_crop(store, [meta.irises for meta in store.metas]) if seen else None
-        self._landmarks_N68x2 = torch.from_numpy(landmarks_N68x2)
-        self.shape_NL = torch.from_numpy(expression_shape(landmarks_N68x2, irises_N2x2))
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> FaceBatch:
-        """Faces of `step`; what is random depends on (seed, step, rank) alone."""
-        frames = self.sampler.batch(step, rank, world)
-        face = at_side(frames.face_B3HW, self.side)
-        index_B = frames.index_B
-        return FaceBatch(
-            self.augment(face, step, rank), face, self._weights(index_B), self.shape_NL[index_B], frames.keys
-        )
-
-    def augment(self, face_B3HH: Tensor, step: int, rank: int) -> Tensor:
-        """The encoder's input: moved, tinted and noisy, so that γ holds none of these."""
-        generator = generator_for(self.seed, step, rank)
-        moved = jitter(face_B3HH, self.learning.shift, generator)
-        return add_noise(tint(moved, self.learning.color, generator), self.recipe.ynet.input_noise, generator)
-
-    def drawn(self, count: int) -> tuple[Tensor, Tensor]:
-        """About `count` faces, unchanged, drawn as the training draws them, and what their landmarks say."""
-        steps = range(-(-count // self.sampler.batch_size))
-        chosen = np.concatenate([self.sampler.indices(step) for step in steps])
-        return self.faces(chosen), self.shape_NL[chosen]
-
-    def faces(self, indices: np.ndarray) -> Tensor:
-        """Faces of chosen frames, unchanged."""
-        return at_side(self.store.batch(indices).face_B3HW, self.side)
-
-    def _weights(self, index_B: Tensor) -> Tensor:
-        return feature_weights(self._landmarks_N68x2[index_B], self.side, self.learning.feature_weight)
-
-
-def in_face_crop(store: FrameStore, points_NP2: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
-    """P points of each frame, from pixels of the portrait to its face crop: N×P×2 in [0, 1]."""
-    transform_N23 = np.array([meta.face_transform for meta in store.metas], np.float32)
-    points = np.array(points_NP2, np.float32)
-    moved = np.einsum("nij,npj->npi", transform_N23[:, :, :2], points) + transform_N23[:, None, :, 2]
-    return np.asarray(moved / store.manifest.face_size, np.float32)
-
-
-def build_mapping(recipe: Recipe, subjects: Sequence[Subject] = SUBJECTS) -> MappingMLP:
-    """The mapping MLP of a recipe."""
-    return MappingMLP(recipe.mapping, recipe.ynet.code_dim, recipe.avatar.code_dim, recipe.ynet.landmarks, subjects)
 
 
 class PairModule(nn.Module):
@@ -294,130 +224,3 @@ class YNetTask:
         if "errors" in state:
             steps, *rows = state["errors"].tolist()
             self.errors = ErrorCurve([int(step) for step in steps], dict(zip(self.subjects, rows, strict=True)))
-
-
-@dataclass(frozen=True)
-class MappingBatch:
-    """Faces of the avatar, and of the actor `driver` where the mapping also learns from swapped faces."""
-
-    avatar: FaceBatch
-    actor: FaceBatch | None
-    driver: Subject
-
-
-class MappingTask:
-    """TrainingTask of Sec. 4.2, Eq. 8: everything but the mapping MLP is frozen.
-
-    `subjects` are the one whose avatar it is, and then the actors that are to drive it.
-    """
-
-    module: MappingMLP
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        ynet: YNetTask,
-        avatar: LatentAvatar,
-        rank: int = 0,
-        world: int = 1,
-        subjects: Sequence[Subject] = SUBJECTS,
-    ) -> None:
-        self.recipe, self.rank, self.world = recipe, rank, world
-        self.own, self.actors = subjects[0], tuple(subjects[1:])
-        self.training = recipe.mapping_training
-        self.ynet = ynet.ynet.eval().requires_grad_(False)
-        self.avatar = avatar.eval().requires_grad_(False)
-        self.sources = {
-            subject: FaceSource(
-                recipe, ynet.stores[subject], self.training.batch_size, 2 * self.training.seed + 100 + i
-            )
-            for i, subject in enumerate(subjects)
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed)
-            self.module = build_mapping(recipe, subjects)
-        self._begin()
-
-    @torch.no_grad()
-    def _begin(self) -> None:
-        """Statistics of all subjects' codes, and the regression that a linear mapping begins at."""
-        config, readout = self.recipe.mapping, self.ynet.readout
-        if readout is not None and self.module.reads_landmarks:
-            self.module.read_through(readout.cpu())
-        if config.align != "none":
-            for subject in self.sources:
-                gamma_NG = self._codes(subject)
-                self.module.align(subject, gamma_NG, self._at_rest(gamma_NG))
-        if not config.hidden and self.recipe.pair_learning.regression:
-            faces_N3HH, _ = self.sources[self.own].drawn(self.recipe.pair_learning.align_frames)
-            theta_ND = torch.cat([theta_of(self.avatar, part) for part in faces_N3HH.split(CHUNK)])
-            actors = {actor: self._codes(actor) for actor in self.actors}
-            self.module.begin_with(self._codes(self.own), theta_ND, config, actors)
-
-    def _at_rest(self, gamma_NG: Tensor) -> Tensor | None:
-        """The frames whose mouth is open least, by what γ says of the lips; None where it says nothing."""
-        if self.ynet.readout is None:
-            return None
-        shape_NL = self.ynet.readout.cpu()(gamma_NG)
-        gap_N = shape_NL[:, LOWER_LIP] - shape_NL[:, UPPER_LIP]
-        return gap_N <= gap_N.quantile(AT_REST)
-
-    @torch.no_grad()
-    def _codes(self, subject: Subject) -> Tensor:
-        """γ of frames of one subject, drawn as the training draws them: N×G."""
-        faces_N3HH, _ = self.sources[subject].drawn(self.recipe.pair_learning.align_frames)
-        self._follow(torch.device("cpu"))
-        return torch.cat([self.ynet.encode(part) for part in faces_N3HH.split(CHUNK)])
-
-    def param_groups(self) -> list[ParamGroup]:
-        return [{"name": "mapping", "params": list(self.module.parameters()), "lr": self.training.learning_rate}]
-
-    def active_groups(self, step: int) -> set[str]:
-        return {"mapping"}
-
-    def batches(self, step: int) -> MappingBatch:
-        driver = self.actors[int(np.random.default_rng((self.training.seed, 4, step)).integers(len(self.actors)))]
-        swaps = self.recipe.pair_learning.swapped > 0
-        actor = self.sources[driver].batch(step, self.rank, self.world) if swaps else None
-        return MappingBatch(self.sources[self.own].batch(step, self.rank, self.world), actor, driver)
-
-    def losses(self, batch: MappingBatch, step: int) -> dict[str, Tensor]:
-        """Eq. 8; with `swapped`, also for actor frames, θ being read off the avatar's face that the Y-network draws."""
-        self._follow(batch.avatar.face_B3HH.device)
-        with torch.no_grad():
-            theta_BD = theta_of(self.avatar, batch.avatar.face_B3HH)
-            gamma_BG = self.ynet.encode(batch.avatar.input_B3HH)
-        terms = eq8(self.module(gamma_BG, self.own), theta_BD)
-        if batch.actor is None:
-            return terms
-        with torch.no_grad():
-            swapped_B3HH = self.ynet.decode(self.ynet.encode(batch.actor.face_B3HH), self.own)
-            theta_BD = theta_of(self.avatar, swapped_B3HH)
-            gamma_BG = self.ynet.encode(batch.actor.input_B3HH)
-        terms["swapped"] = eq8(self.module(gamma_BG, batch.driver), theta_BD)["total"]
-        return {**terms, "total": terms["total"] + self.recipe.pair_learning.swapped * terms["swapped"]}
-
-    def _follow(self, device: torch.device) -> None:
-        """The frozen networks are on the device of the one in training."""
-        self.avatar.encoder.to(device)
-        self.ynet.to(device)
-
-    def after_step(self, step: int) -> None:
-        """Nothing runs beside the optimizer."""
-
-    @torch.no_grad()
-    def pictures(self, step: int) -> dict[str, np.ndarray]:
-        """None: what the mapping does shows in the preview."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Everything is in the module."""
-
-
-@torch.no_grad()
-def theta_of(avatar: LatentAvatar, face_B3HH: Tensor) -> Tensor:
-    """Eq. 2, frozen: θ_p of faces of any size."""
-    return avatar.encode(at_side(face_B3HH, avatar.config.face_size))
