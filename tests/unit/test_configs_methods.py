@@ -8,6 +8,8 @@ from lavatar.configs.methods import BASELINES, build_methods
 from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.errors import ConfigError, UsageError
 
+LENGTH = ("steps", "warmup_steps", "checkpoint_every", "picture_every")
+
 
 def differences(a: Recipe, b: Recipe) -> set[str]:
     one, two = a.model_dump(mode="json", exclude={"name"}), b.model_dump(mode="json", exclude={"name"})
@@ -46,6 +48,23 @@ def test_a_cpu_s_size_keeps_the_method() -> None:
     assert paper.recipe.ynet_loss == full.ynet_loss
     (fast,) = build_methods(["fast"], ["latentavatar"], size="cpu")
     assert differences(fast.recipe, load_recipe("tiny")) == set()
+
+
+def test_fast_is_the_method_of_tiny_at_other_sizes() -> None:
+    sizes = {
+        "avatar": "density_hidden encoder_widths feature_channels image_size ray_size samples superresolution_capacity "
+        "triplane_channels triplane_size",
+        "avatar_loss": "lambda_vgg",
+        "avatar_learning": "average perceptual_every",
+        "ynet": "decoder_widths encoder_widths face_size neck_width",
+        "ynet_training": "learning_rate",
+        "pair_learning": "error_every",
+    }
+    named = {f"{section}.{key}" for section, keys in sizes.items() for key in keys.split()}
+    lengths = {f"{s}_training.{key}" for s in ("avatar", "ynet", "mapping") for key in LENGTH}
+    found = {d for d in differences(load_recipe("fast"), load_recipe("tiny")) if not d.startswith("resources.")}
+    assert named <= found
+    assert found <= named | lengths
 
 
 def test_the_rate_changes_what_was_made_for_long_runs_only() -> None:
