@@ -26,7 +26,7 @@ from lavatar.inference.reenact import driven_poses, poses_of, reenact_cross, ree
 from lavatar.inference.self_evaluation import SelfEvaluation
 from lavatar.models.perceptual import LPIPS
 
-__all__ = ["CrossEvaluation", "Evaluation", "evaluate", "evaluate_both", "evaluate_cross", "evaluate_self"]
+__all__ = ["CrossEvaluation", "Evaluation", "evaluate_both", "evaluate_cross", "evaluate_self"]
 
 
 def evaluate_self(
@@ -86,7 +86,7 @@ def evaluate_cross(
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Self and, with a pair, cross reenactment."""
+    """Self and, with an actor, cross reenactment."""
 
     own: Evaluation
     cross: Evaluation | None
@@ -114,27 +114,14 @@ def evaluate_both(
     events: EventSink | None = None,
     stage: str = "evaluate",
 ) -> Evaluations:
-    """Self reenactment, and cross reenactment if a pair and its actor's dataset are given."""
+    """Self reenactment, and cross reenactment if an actor's dataset is given: through the pair, or without one by the
+    actor's own coefficients, where the avatar is driven by such (the baselines).
+    """
     lpips, note = perceptual_metric(avatar.device)
     own = evaluate_self(avatar, avatar_dataset, recipe, lpips=lpips, events=events, stage=stage)
     cross = None
-    if pair is not None and actor_dataset is not None:
+    if actor_dataset is not None:
         cross = evaluate_cross(
             avatar, pair, avatar_dataset, actor_dataset, recipe, lpips=lpips, events=events, stage=stage
         )
     return Evaluations(own, cross, note)
-
-
-def evaluate(
-    avatar: Avatar,
-    avatar_dataset: Path,
-    recipe: Recipe,
-    pair: Pair | None = None,
-    actor_dataset: Path | None = None,
-    *,
-    events: EventSink | None = None,
-    stage: str = "evaluate",
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Metrics as in metrics.json, with "cross" if a pair and its actor's dataset are given; sentences for the user."""
-    both = evaluate_both(avatar, avatar_dataset, recipe, pair, actor_dataset, events=events, stage=stage)
-    return both.metrics, both.notes

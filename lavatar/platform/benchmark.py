@@ -290,19 +290,13 @@ def _evaluate(
     row: Row, recipe: Recipe, head: PlannedStage, pair: PlannedStage | None, stages: Plan, events: EventSink
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Self and cross figures, as `lavatar evaluate` measures them."""
-    from lavatar.inference.evaluate import evaluate_cross, evaluate_self
-    from lavatar.inference.figures import in_order
-    from lavatar.inference.images import perceptual_metric
+    from lavatar.inference.evaluate import evaluate_both
     from lavatar.inference.loading import best_device, load_avatar, load_pair
 
     avatar = load_avatar(release_dir(head.spec.out_dir), best_device())
     bridge = load_pair(release_dir(pair.spec.out_dir), avatar.device) if pair else None
-    lpips, note = perceptual_metric(avatar.device)
     inputs = stages.stage(StageKind.PAIR).spec.inputs
-    own = evaluate_self(avatar, inputs["avatar_dataset"], recipe, lpips=lpips, events=events, stage=row.method.name)
-    cross = evaluate_cross(
-        avatar, bridge, inputs["avatar_dataset"], inputs["actor_dataset"], recipe, lpips=lpips, events=events,
-        stage=row.method.name,
-    )  # fmt: skip
-    notes = dict.fromkeys(((note,) if note else ()) + own.notes + cross.notes)
-    return in_order({**own.metrics, **cross.metrics}), tuple(notes)
+    both = evaluate_both(
+        avatar, inputs["avatar_dataset"], recipe, bridge, inputs["actor_dataset"], events=events, stage=row.method.name
+    )
+    return both.metrics, both.notes

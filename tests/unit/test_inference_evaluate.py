@@ -21,7 +21,7 @@ from lavatar.contracts import EXPRESSIONS, Event, HeadPose, NullSink, StageKind,
 from lavatar.datasets import synthetic
 from lavatar.datasets.loader import FrameStore, over_white
 from lavatar.errors import DataError
-from lavatar.inference.evaluate import evaluate, evaluate_both, evaluate_cross, evaluate_self
+from lavatar.inference.evaluate import evaluate_both, evaluate_cross, evaluate_self
 from lavatar.inference.loading import Avatar, Pair, load_avatar, load_pair
 from lavatar.inference.preview import make_preview
 from lavatar.inference.retarget import PoseStatistics, PoseTrack
@@ -145,7 +145,7 @@ def test_cross_oracle_meets_the_truth_of_a_synthetic_pair(subjects: tuple[Path, 
 
 
 def test_identity_of_the_result_is_that_of_the_truth(subjects: tuple[Path, Path], face_recognition: Path) -> None:
-    metrics, _ = evaluate(oracle(subjects[0]), subjects[0], RECIPE, oracle_pair(subjects[1]), subjects[1])
+    metrics = evaluate_both(oracle(subjects[0]), subjects[0], RECIPE, oracle_pair(subjects[1]), subjects[1]).metrics
     for row in (metrics["self"], metrics["cross"]["truth"]):
         assert row["identity"]["distance"] < 0.15
         assert row["identity"]["distance"] < row["identity"]["reference"]["distance"]
@@ -157,7 +157,7 @@ def test_identity_of_the_result_is_that_of_the_truth(subjects: tuple[Path, Path]
 
 def test_max_frames_are_spread(subjects: tuple[Path, Path]) -> None:
     recipe = RECIPE.model_copy(update={"evaluation": RECIPE.evaluation.model_copy(update={"max_frames": 3})})
-    metrics, _ = evaluate(oracle(subjects[0]), subjects[0], recipe)
+    metrics = evaluate_both(oracle(subjects[0]), subjects[0], recipe).metrics
     assert list(metrics) == ["self", "mean_frame", "nearest_frame"]
     assert metrics["self"]["frames"] == 3
     assert metrics["self"]["flicker"] is None
@@ -275,7 +275,8 @@ def test_expression_without_weights_is_null_and_told(
     subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people = without_weights(subjects, tmp_path, monkeypatch)
-    metrics, notes = evaluate(oracle(people[0]), people[0], RECIPE, oracle_pair(people[1]), people[1])
+    both = evaluate_both(oracle(people[0]), people[0], RECIPE, oracle_pair(people[1]), people[1])
+    metrics, notes = both.metrics, both.notes
     assert metrics["self"]["psnr"] > 35
     for row in metrics.values():
         assert row["expression"] == {name: {"r": None, "amplitude": None, "error": None} for name in EXPRESSIONS}
