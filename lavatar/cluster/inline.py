@@ -55,7 +55,7 @@ class InlineHandle:
         self._events.append(event)
 
     def _run(self) -> None:
-        context = Context(self, self._metrics, self._map, self._train, _device(self._spec))
+        context = Context(self, self._metrics, self._map, self._train, device_of(self._spec))
         try:
             with noted(log_path(self._spec), self._spec.name):
                 self._result = run_body(self._spec, context, self._bodies)
@@ -71,13 +71,13 @@ class InlineHandle:
     def _train(self, plan: PlanFactory) -> dict[str, Any]:
         metrics = self._metrics() if self._metrics else NullSink()
         try:
-            worker = Worker(device=_device(self._spec))
+            worker = Worker(device=device_of(self._spec))
             return run_plan(plan(self._spec, self), self._spec, worker, metrics, self, self._cancelled.is_set)
         finally:
             metrics.close()
 
 
-def _device(spec: StageSpec) -> str:
+def device_of(spec: StageSpec) -> str:
     """The GPU where the recipe asks for one and there is one."""
     import torch
 

@@ -58,6 +58,10 @@ class Recipe(Section):
                 self.mapping.reads == "code" or self.ynet.landmarks > 0,
                 "mapping.reads is landmarks, but ynet.landmarks is 0",
             ),
+            (
+                not self.mapping.joint or (self.mapping.reads, self.mapping.align) == ("code", "none"),
+                "mapping.joint trains on the code as it is: set mapping.reads to code and mapping.align to none",
+            ),
         )
         wrong = [text for fits, text in checks if not fits]
         wrong += filter(None, map(self._uneven, ("avatar", "ynet", "mapping"), ("avatar", "pair", "pair")))

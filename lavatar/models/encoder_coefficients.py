@@ -12,10 +12,12 @@ from lavatar.configs.avatar import AvatarConfig
 
 STILL = 1e-3
 """A coefficient that moves less than this in training is left out: its noise would be blown up."""
+MOST = 5.0
+"""Deviations that a coefficient may be away from its mean: further out the decoder has seen nothing."""
 
 
 class CoefficientEncoder(nn.Module):
-    """B×K coefficients → θ (B×K): the same numbers, each of mean 0 and deviation 1 over the training set."""
+    """B×K coefficients → θ (B×K): the same numbers, of mean 0 and deviation 1 over the training set, within ±MOST."""
 
     mean: Tensor
     gain: Tensor
@@ -35,4 +37,4 @@ class CoefficientEncoder(nn.Module):
         )
 
     def forward(self, coefficients_BK: Tensor) -> Tensor:
-        return (coefficients_BK - self.mean) * self.gain
+        return ((coefficients_BK - self.mean) * self.gain).clamp(-MOST, MOST)

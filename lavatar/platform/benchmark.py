@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from lavatar.configs.methods import Method
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import Event, EventSink, NullSink, StageKind
 from lavatar.errors import DataError
+from lavatar.platform.benchmark_budget import Budget, affordable, phase_seconds, with_steps
 from lavatar.platform.home import Home
 from lavatar.platform.planning import (
     METHOD_VERSION,
@@ -41,22 +41,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "lavatar/benchmark"
 POLL_SECONDS = 0.2
-WARM_STEPS, TIMED_STEPS = 3, 24
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long each method trains: steps, or minutes that are turned into steps; avatar and Y-network by themselves."""
-
-    kind: str  # "steps" or "minutes"
-    avatar: float
-    pair: float
-
-    @property
-    def name(self) -> str:
-        unit = "steps" if self.kind == "steps" else "min"
-        return f"{self.avatar:g} + {self.pair:g} {unit}"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Bench:
     folder: Path
     display: Display
     runner: StageRunner
-    tracker: Tracker | None
+    tracker: Tracker
 
 
 def measured(bench: Bench, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -143,8 +128,7 @@ def _measure(bench: Bench, row: Row) -> dict[str, Any]:
             pair = stages.stage(StageKind.PAIR)
             training["pair"] = _run(bench, pair, run_id)
         metrics, notes = _evaluate(row, recipe, head, pair, stages, DisplaySink(bench.display))
-        if bench.tracker:
-            bench.tracker.log_result(run_id, metrics, {})
+        bench.tracker.log_result(run_id, metrics, {})
     return {
         "method": row.method.name,
         "avatar": row.avatar.name,
@@ -177,72 +161,24 @@ def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, stage: Planned
     Steps found by timing are kept in FOLDER/steps under the stage as it was before: a repeated command must come to the
     same stage, and methods that share an avatar must come to one length.
     """
+    from lavatar.cluster.inline import device_of
+    from lavatar.cluster.plans import Worker
+
     amount = row.budget.avatar if which == "avatar" else row.budget.pair
     if row.budget.kind == "steps":
         return with_steps(recipe, which, int(amount))
     kept = bench.folder / "steps" / f"{digest(stage.key, amount)[:16]}.json"
     if not kept.exists():
         bench.display.message(f"timing a step of {row.method.name}")
-        seconds = step_seconds(build(stage.spec, NullSink()))
+        seconds = phase_seconds(build(stage.spec, NullSink()), Worker(device=device_of(stage.spec)))
+        steps = affordable(60 * amount, seconds[0], sum(seconds[1:]), recipe.mapping_training.steps)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"steps": max(1, int(60 * amount / seconds)), "seconds_a_step": seconds}))
+        kept.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds}))
     return with_steps(recipe, which, int(read_row(kept)["steps"]))
-
-
-def with_steps(recipe: Recipe, which: str, steps: int) -> Recipe:
-    """The training section `which` with so many steps, a tenth of them warm-up at most; no more for the mapping."""
-    name = f"{which}_training"
-    section, mapping = getattr(recipe, name), recipe.mapping_training
-    warmup = min(section.warmup_steps, steps // 10)
-    changed = {name: section.model_copy(update={"steps": steps, "warmup_steps": warmup})}
-    if which == "ynet":
-        changed["mapping_training"] = mapping.model_copy(update={"steps": min(mapping.steps, steps)})
-    return recipe.model_copy(update=changed)
-
-
-def step_seconds(training: Any) -> float:
-    """Seconds of a step of a plan's first phase: the mean of some that are spread over its length.
-
-    On a CPU the process's own time divided by its threads, which other work on the machine does not lengthen.
-    """
-    import numpy as np
-    import torch
-
-    from lavatar.cluster.plans import Worker
-    from lavatar.training.engine import TorchEngine
-    from lavatar.training.optimizer import build_optimizer
-
-    phase = training.phases[0]
-    task = phase.build([], Worker())
-    engine = TorchEngine(task.module, build_optimizer(task.param_groups(), task.module, phase.config), phase.config)
-    steps = np.linspace(0, phase.config.steps - 1, TIMED_STEPS).astype(int)
-    engine.module.train()
-    threads = torch.get_num_threads()
-
-    def clock() -> float:
-        return time.monotonic() if torch.cuda.is_available() else time.process_time() / threads
-
-    began = 0.0
-    for i, step in enumerate([*steps[:WARM_STEPS], *steps]):
-        if i == WARM_STEPS:
-            began = clock()
-        engine.optimizer.activate(task.active_groups(int(step)))
-        batch = task.batches(int(step))
-        engine.step(partial(_losses, task, batch, int(step)))
-        task.after_step(int(step))
-    return (clock() - began) / TIMED_STEPS
-
-
-def _losses(task: Any, batch: Any, step: int, part: int) -> dict[str, Any]:
-    """The losses of a whole batch, as an engine asks for them."""
-    losses: dict[str, Any] = task.losses(batch, step)
-    return losses
 
 
 def _open_run(bench: Bench, row: Row, recipe: Recipe, stack: ExitStack) -> str | None:
     """An MLflow run of the row, ended however the row ends."""
-    if bench.tracker is None:
-        return None
     params = {"method": row.method.name, "avatar": row.avatar.name, "actor": row.actor.name, "seed": row.seed}
     params |= {"budget": row.budget.name, **recipe.model_dump(mode="json")}
     tracker, run_id = bench.tracker, bench.tracker.open_job(EXPERIMENT, row.title, None, params)
@@ -258,7 +194,7 @@ def _open_run(bench: Bench, row: Row, recipe: Recipe, stack: ExitStack) -> str |
 def _run(bench: Bench, stage: PlannedStage, run_id: str | None) -> dict[str, Any]:
     """One stage to its end, shown; its figures. A stage whose result is there is not run."""
     require_weights([stage])
-    factory = bench.tracker.sink_factory(run_id) if bench.tracker and run_id else None
+    factory = bench.tracker.sink_factory(run_id) if run_id else None
     bench.display.state(stage.name, "running")
     handle = bench.runner.start(stage.spec, factory)
     try:

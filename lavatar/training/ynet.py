@@ -139,7 +139,7 @@ class YNetTask:
                 assert self.avatar is not None
                 self.avatar.to(faces.face_B3HH.device)  # frozen, so the engine does not move it with the module
                 theta_BD = theta_of(self.avatar, faces.face_B3HH)
-                own["mapping"] = eq8(self.module.mapping(gamma_BG), theta_BD)["total"]
+                own["mapping"] = eq8(self.module.mapping(gamma_BG, subject), theta_BD)["total"]
                 totals.append(self.recipe.mapping.lambda_mapping * own["mapping"])
             if self.ynet.readout is not None:
                 off_BL = self.ynet.readout(gamma_BG) - faces.shape_BL

@@ -56,6 +56,8 @@ def test_coefficients_are_standardised_and_still_ones_left_out() -> None:
     assert torch.allclose(theta[:, 0].mean(), torch.tensor(0.0), atol=1e-5)
     assert torch.allclose(theta[:, 0].std(), torch.tensor(1.0), atol=1e-5)
     assert not theta[:, 1:].any()
+    far = encoder(torch.full((1, COEFFICIENTS), 1e6))[0]
+    assert (float(far[0]), float(far[1:].abs().max())) == (5.0, 0.0)
 
 
 def test_an_empty_field_is_white_and_a_full_one_is_not() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lavatar.cluster.plans import Phase, TrainingPlan, Worker
 from lavatar.configs.methods import build_methods
 from lavatar.configs.recipe import load_recipe
+from lavatar.configs.training import TrainingConfig
 from lavatar.contracts import VideoSource
 from lavatar.errors import DataError
-from lavatar.platform.benchmark import Budget, Row, read_row, seeded, with_steps
+from lavatar.platform.benchmark import Row, read_row, seeded
+from lavatar.platform.benchmark_budget import Budget, affordable, phase_seconds, with_steps
 from lavatar.platform.benchmark_table import mean_of, tables
 from lavatar.platform.planning import Person
+from tests.unit.toy_task import ToyTask
 
 
 def result(method: str, seed: int, psnr: float, truth: bool = True, kind: str = "steps") -> dict[str, Any]:
@@ -87,6 +92,26 @@ def test_steps_and_seeds_reach_every_training() -> None:
     short = with_steps(with_steps(recipe, "avatar", 50), "ynet", 20)
     assert (short.avatar_training.steps, short.avatar_training.warmup_steps) == (50, 5)
     assert (short.ynet_training.steps, short.mapping_training.steps) == (20, 20)
+
+
+def test_time_pays_for_the_mapping_behind_the_y_network_too() -> None:
+    assert affordable(60, 0.5) == 120
+    assert affordable(60, 0.4, 0.1, also=1000) == 120  # as many of the mapping: 48 s and 12 s
+    assert affordable(60, 0.5, 0.1, also=50) == 110  # 55 s, and 5 s for its 50
+    assert affordable(0.1, 0.5, 0.1, also=50) == 1
+
+
+def test_each_phase_is_timed_by_its_own_steps() -> None:
+    """The second phase gets the first one's task, and computes a hundred times as much."""
+    config = TrainingConfig(steps=100, engine="torch", batch_size=4)
+
+    def slow(tasks: Sequence[Any], worker: Worker) -> Any:
+        assert [type(task) for task in tasks] == [ToyTask]
+        return ToyTask(batch=400_000)
+
+    phases = (Phase("one", config, lambda tasks, worker: ToyTask()), Phase("two", config, slow))
+    one, two = phase_seconds(TrainingPlan(phases, lambda folder, tasks: None), Worker())
+    assert 0 < one < two
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def method(
     avatar's held-out frames, cross reenactment by the actor's. With --steps and --minutes both are done.
     """
     from lavatar.configs.methods import build_methods
-    from lavatar.platform.benchmark import Budget, Row
+    from lavatar.platform.benchmark import Row
+    from lavatar.platform.benchmark_budget import Budget
     from lavatar.platform.commands.submit import person
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import resolve
