@@ -111,10 +111,6 @@ class Tracker:
         figures = {f"{EVALUATION}/{name}": value for name, value in flat(dict(metrics)).items()}
         self._try("log the evaluation", lambda: self._log_result(run_id, figures, files, EVALUATION))
 
-    def tag(self, run_id: str | None, tags: Mapping[str, str]) -> None:
-        if run_id is not None:
-            self._try("set tags", lambda: [self.client.set_tag(run_id, k, v) for k, v in tags.items()])
-
     def _open(
         self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
     ) -> str:

@@ -109,3 +109,9 @@ def test_all_keys_names_sections_and_leaves_only() -> None:
     assert "resources.avatar.workers" in keys
     assert "avatar" not in keys
     assert "name" not in keys
+
+
+@pytest.mark.parametrize("more", [(), ("mapping.reads=code",), ("mapping.align=none",)])
+def test_a_joint_mapping_that_would_ignore_its_settings_is_refused(more: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"set mapping\.reads to code and mapping\.align to none"):
+        load_recipe("tiny", ["mapping.joint=true", *more])

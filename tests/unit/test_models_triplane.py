@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavatar.configs.avatar import AvatarConfig
+from lavatar.models.basis import BasisGenerator
 from lavatar.models.superresolution import enlarge
 from lavatar.models.triplane import ModulatedConv, StyleGANGenerator, normalise_points, sample_triplane
 
@@ -123,3 +124,26 @@ def test_blocks_are_gained_leaky_and_begin_at_the_code() -> None:
         for conv in (block.first, block.second):
             x = F.leaky_relu(1.7 * conv(x, theta), 0.2)
     torch.testing.assert_close(generator(theta), x.view(2, 3, 4, 8, 8), atol=1e-5, rtol=1e-5)
+
+
+def test_the_basis_generator_adds_blended_planes_linearly() -> None:
+    torch.manual_seed(0)
+    generator = BasisGenerator(
+        AvatarConfig(generator="basis", code_dim=3, basis_count=5, triplane_channels=2, triplane_size=8)
+    )
+    with torch.no_grad():
+        generator.basis.normal_()
+        generator.weights.weight.normal_()
+        theta = torch.randn(4, 3)
+        planes = generator(theta)
+    expected = torch.stack(
+        [
+            generator.planes
+            + sum(weight * plane.view(3, 2, 8, 8) for weight, plane in zip(w, generator.basis, strict=True))
+            for w in theta @ generator.weights.weight.T
+        ]
+    )
+    torch.testing.assert_close(planes, expected)
+    torch.testing.assert_close(generator(torch.zeros(1, 3))[0], generator.planes)
+    middle = generator((theta[:1] + theta[1:2]) / 2)
+    torch.testing.assert_close(middle[0], (planes[0] + planes[1]) / 2)

@@ -99,7 +99,7 @@ def test_names_do_not_matter_to_the_network() -> None:
     with pytest.raises(UsageError, match="both 'A'"):
         make_shared_plan(HOME, "A", "A")
     with pytest.raises(ConfigError, match=r"mapping\.joint=false|trains the mapping"):
-        make_shared_plan(HOME, "A", "B", "mapping.joint=true")
+        make_shared_plan(HOME, "A", "B", "mapping.joint=true", "mapping.reads=code", "mapping.align=none")
 
 
 def test_what_changes_the_network_changes_its_key() -> None:
