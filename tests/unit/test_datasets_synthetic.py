@@ -152,14 +152,27 @@ def test_acting_is_varied_and_independent_and_the_end_shows_everything() -> None
         assert np.abs(np.diff(table, axis=0)).max() < 0.7
 
 
+def yardstick() -> float:
+    """Seconds of CPU time of a fixed piece of the renderer's kind of work: gathers and arithmetic on 20,000 numbers."""
+    values = np.random.default_rng(0).random(20_000, dtype=np.float32)
+    order = np.random.default_rng(1).integers(0, 20_000, 20_000)
+    start, curve = time.process_time(), values
+    for _ in range(60):
+        curve = np.clip(curve[order] * 1.1 - 0.05, 0, 1)
+        curve = curve * curve * (3 - 2 * curve) + np.exp(-curve * curve) * 0.1
+    return time.process_time() - start
+
+
 def test_twenty_frames_a_second() -> None:
-    """On one core at 256², whatever else the machine does: the CPU time of this process, all its threads together."""
-    camera, took = default_camera(256), []
+    """On one core at 256²: CPU time against a yardstick of 6 ms there. A core that is shared is slower at both."""
+    camera, took, unit = default_camera(256), [], []
     for number, (expression, pose) in enumerate(performance(3, 60)[::2]):
+        unit.append(yardstick())
         start = time.process_time()
         render(Identity.from_seed(number % 5), expression, pose, camera)
         took.append(time.process_time() - start)
-    assert 1 / np.median(took) > 20, f"{1 / np.median(took):.1f} frames/s"
+    rate = 1 / (np.median(took) / np.median(unit) * 0.006)
+    assert rate > 20, f"{rate:.1f} frames/s ({np.median(took):.3f} s a frame, yardstick {np.median(unit):.4f} s)"
 
 
 def small_config(**changes: Any) -> PreprocessConfig:
