@@ -1,12 +1,13 @@
 """Sec. 4.2: the MLP from the shared code γ to the avatar's own code θ_p.
 
-Shapes: B batch, N frames, M frames of an actor, 2 the avatar and its actor (its actors in a network of many subjects),
-G code γ, D code θ, L landmark read-out, F what the MLP reads (G, or L + G).
+Shapes: B batch, N frames, M frames of all actors, 2 the avatar and its actor (its actors in a network of many
+subjects), G code γ, D code θ, L landmark read-out, F what the MLP reads (G, or L + G).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,14 @@ from lavatar.models.ynet import SUBJECTS, Subject
 SMALLEST_DEVIATION = 1e-3
 READOUT_NOISE = 0.3  # of tracked landmarks, in the shape's units: a landmark that moves less than this stands still
 MOST_GAIN = 3.0
+
+
+class SubjectFrames(NamedTuple):
+    """Training frames of one subject, from which a mapping takes its statistics."""
+
+    gamma_NG: Tensor
+    shape_NL: Tensor  # what their tracked landmarks say, which γ's read-out is meant to say
+    rest_N: Tensor  # the frames at rest, a mask
 
 
 class MappingMLP(nn.Module):
@@ -77,20 +86,30 @@ class MappingMLP(nn.Module):
         return torch.cat([F.linear(gamma_BG, self.readout_LG, self.readout_L), gamma_BG], dim=1)
 
     @torch.no_grad()
-    def align(self, subject: Subject, gamma_NG: Tensor, rest_N: Tensor | None = None) -> None:
-        """Take the statistics of one subject's codes over its training frames.
+    def align(self, frames: Mapping[Subject, SubjectFrames]) -> None:
+        """Take the statistics of each subject's codes over its training frames.
 
-        mean: each subject's mean becomes 0; rest: the mean of its frames at rest (`rest`, a mask) does. Both leave one
-        deviation, the avatar's, for all subjects. deviation: each subject's mean becomes 0 and its deviation 1.
+        mean: each subject's mean becomes 0; rest: the mean of its frames at rest does. Both leave one deviation, the
+        avatar's, for all subjects; but where γ's read-out of an actor's landmarks moves more than they do, or less, by
+        another factor than the avatar's, that is made up for. deviation: each subject's mean becomes 0 and its
+        deviation 1, as if all of them acted alike.
         """
-        which, feature_NF = self.subjects.index(subject), self.features(gamma_NG)
-        centre_NF = feature_NF[rest_N] if self.alignment == "rest" and rest_N is not None else feature_NF
-        self.mean_2F[which] = centre_NF.mean(0)
-        deviation_F = (feature_NF.var(0) + self.noise_F.square()).sqrt()
-        if self.alignment == "deviation":
-            self.deviation_2F[which] = deviation_F
-        elif which == 0:
-            self.deviation_2F[:] = deviation_F
+        too_large_by = {}
+        for which, subject in enumerate(self.subjects):
+            gamma_NG, shape_NL, rest_N = frames[subject]
+            feature_NF = self.features(gamma_NG)
+            self.mean_2F[which] = (feature_NF[rest_N] if self.alignment == "rest" else feature_NF).mean(0)
+            self.deviation_2F[which] = self._deviation(feature_NF, self.noise_F)
+            said = slice(len(self.readout_L) if self.reads_landmarks else 0)
+            too_large_by[which] = self.deviation_2F[which, said] / self._deviation(shape_NL, READOUT_NOISE)[said]
+        if self.alignment != "deviation":
+            for which in range(1, len(self.subjects)):
+                self.deviation_2F[which] = self.deviation_2F[0]
+                self.deviation_2F[which, : len(too_large_by[0])] *= too_large_by[which] / too_large_by[0]
+
+    @staticmethod
+    def _deviation(value_NF: Tensor, noise: Tensor | float) -> Tensor:
+        return (value_NF.var(0) + noise**2).sqrt()
 
     def aligned(self, gamma_BG: Tensor, subject: Subject) -> Tensor:
         """The MLP's input: B×F."""
@@ -98,21 +117,20 @@ class MappingMLP(nn.Module):
         return (self.features(gamma_BG) - self.mean_2F[which]) / self.deviation_2F[which] * self.gain_F
 
     @torch.no_grad()
-    def begin_with(
-        self, gamma_NG: Tensor, theta_ND: Tensor, config: MappingConfig, actors: Mapping[Subject, Tensor]
-    ) -> None:
+    def begin_with(self, frames: Mapping[Subject, SubjectFrames], theta_ND: Tensor, config: MappingConfig) -> None:
         """A mapping without hidden layers begins at the ridge regression of the avatar's θ on its γ (Eq. 8 solved).
 
-        With `unseen` it relies little on directions in which the codes of the actors (M×G each) vary and the avatar's
-        do not: a face that never pursed its lips has no θ for it, and whatever happened to go with their noise would
-        be driven.
+        With `unseen` it relies little on directions in which the codes of the actors vary and the avatar's do not: a
+        face that never pursed its lips has no θ for it, and whatever happened to go with their noise would be driven.
+        `theta_ND` are the codes of the avatar's frames.
         """
         (layer,) = self.layers
         assert isinstance(layer, nn.Linear)
-        input_NF = self.aligned(gamma_NG, self.subjects[0])
+        own, *actors = self.subjects
+        input_NF = self.aligned(frames[own].gamma_NG, own)
         noise_FF = None
         if config.unseen > 0:
-            actor_MF = torch.cat([self.aligned(gamma_MG, actor) for actor, gamma_MG in actors.items()])
+            actor_MF = torch.cat([self.aligned(frames[actor].gamma_NG, actor) for actor in actors])
             noise_FF = config.unseen * unseen_covariance(input_NF - input_NF.mean(0), actor_MF)
         begin_at_regression(layer, input_NF, theta_ND, config.ridge, noise_FF)
         # what regression cannot explain it leaves out; the driven code shall vary as θ does

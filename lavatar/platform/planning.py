@@ -21,8 +21,8 @@ from lavatar.errors import ConfigError, UsageError, WeightsError
 
 METHOD_VERSION: Mapping[StageKind, int] = {
     StageKind.AVATAR: 2,
-    StageKind.PAIR: 1,
-    StageKind.SHARED: 1,
+    StageKind.PAIR: 2,
+    StageKind.SHARED: 2,
     StageKind.PREVIEW: 3,
 }
 """Raised when the code of a stage comes to give another result from the same configuration. Preprocessing has its

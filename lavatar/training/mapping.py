@@ -15,7 +15,7 @@ from torch import Tensor
 from lavatar.configs.recipe import Recipe
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.losses import eq8
-from lavatar.models.mapping import MappingMLP, build_mapping
+from lavatar.models.mapping import MappingMLP, SubjectFrames, build_mapping
 from lavatar.models.ynet import SUBJECTS, Subject
 from lavatar.training.faces import CHUNK, FaceBatch, FaceSource, theta_of
 from lavatar.training.shape import LOWER_LIP, UPPER_LIP
@@ -70,33 +70,27 @@ class MappingTask:
     @torch.no_grad()
     def _begin(self) -> None:
         """Statistics of all subjects' codes, and the regression that a linear mapping begins at."""
-        config, readout = self.recipe.mapping, self.ynet.readout
+        config, readout, learning = self.recipe.mapping, self.ynet.readout, self.recipe.pair_learning
+        begins_at_regression = not config.hidden and learning.regression
         if readout is not None and self.module.reads_landmarks:
             self.module.read_through(readout.cpu())
-        if config.align != "none":
-            for subject in self.sources:
-                gamma_NG = self._codes(subject)
-                self.module.align(subject, gamma_NG, self._at_rest(gamma_NG))
-        if not config.hidden and self.recipe.pair_learning.regression:
-            faces_N3HH, _ = self.sources[self.own].drawn(self.recipe.pair_learning.align_frames)
-            theta_ND = torch.cat([theta_of(self.avatar, part) for part in faces_N3HH.split(CHUNK)])
-            actors = {actor: self._codes(actor) for actor in self.actors}
-            self.module.begin_with(self._codes(self.own), theta_ND, config, actors)
-
-    def _at_rest(self, gamma_NG: Tensor) -> Tensor | None:
-        """The frames whose mouth is open least, by what γ says of the lips; None where it says nothing."""
-        if self.ynet.readout is None:
-            return None
-        shape_NL = self.ynet.readout.cpu()(gamma_NG)
-        gap_N = shape_NL[:, LOWER_LIP] - shape_NL[:, UPPER_LIP]
-        return gap_N <= gap_N.quantile(AT_REST)
-
-    @torch.no_grad()
-    def _codes(self, subject: Subject) -> Tensor:
-        """γ of frames of one subject, drawn as the training draws them: N×G."""
-        faces_N3HH, _ = self.sources[subject].drawn(self.recipe.pair_learning.align_frames)
+        if config.align == "none" and not begins_at_regression:
+            return
         self._follow(torch.device("cpu"))
-        return torch.cat([self.ynet.encode(part) for part in faces_N3HH.split(CHUNK)])
+        drawn = {subject: source.drawn(learning.align_frames) for subject, source in self.sources.items()}
+        frames = {subject: self._frames(*each) for subject, each in drawn.items()}
+        if config.align != "none":
+            self.module.align(frames)
+        if begins_at_regression:
+            faces_N3HH, _ = drawn[self.own]
+            theta_ND = torch.cat([theta_of(self.avatar, part) for part in faces_N3HH.split(CHUNK)])
+            self.module.begin_with(frames, theta_ND, config)
+
+    def _frames(self, faces_N3HH: Tensor, shape_NL: Tensor) -> SubjectFrames:
+        """Their codes; at rest are those whose mouth is open least."""
+        gap_N = shape_NL[:, LOWER_LIP] - shape_NL[:, UPPER_LIP]
+        gamma_NG = torch.cat([self.ynet.encode(part) for part in faces_N3HH.split(CHUNK)])
+        return SubjectFrames(gamma_NG, shape_NL, gap_N <= gap_N.quantile(AT_REST))
 
     def param_groups(self) -> list[ParamGroup]:
         return [{"name": "mapping", "params": list(self.module.parameters()), "lr": self.training.learning_rate}]

@@ -7,8 +7,20 @@ import torch
 from torch import nn
 
 from lavatar.configs.pair import MappingConfig
-from lavatar.models.mapping import READOUT_NOISE, MappingMLP
+from lavatar.models.mapping import READOUT_NOISE, MappingMLP, SubjectFrames
 from lavatar.models.regression import begin_at_regression, unseen_covariance
+
+
+def frames(gamma: torch.Tensor, shape: torch.Tensor | None = None, rest: torch.Tensor | None = None) -> SubjectFrames:
+    everything = torch.ones(len(gamma), dtype=torch.bool)
+    return SubjectFrames(gamma, gamma if shape is None else shape, everything if rest is None else rest)
+
+
+def identity_readout(mapping: MappingMLP) -> None:
+    readout = nn.Linear(2, 2)
+    nn.init.eye_(readout.weight)
+    nn.init.zeros_(readout.bias)
+    mapping.read_through(readout)
 
 
 def test_noise_shrinks_a_regression_as_damping_does() -> None:
@@ -39,7 +51,7 @@ def test_an_actor_does_what_the_avatar_never_did_and_does_not_drive_it_by_that()
     for unseen in (0.0, 1.0):
         config = MappingConfig(hidden=(), ridge=1e-4, unseen=unseen)
         mapping = MappingMLP(config, 2, 1)
-        mapping.begin_with(own, theta, config, {"actor": actor})
+        mapping.begin_with({"avatar": frames(own), "actor": frames(actor)}, theta, config)
         with torch.no_grad():
             driven[unseen] = mapping(actor)[:, 0]
             assert float(mapping(own, "avatar").var()) == pytest.approx(float(theta.var()), rel=0.01)
@@ -51,12 +63,28 @@ def test_an_actor_does_what_the_avatar_never_did_and_does_not_drive_it_by_that()
 def test_landmarks_that_stand_still_are_not_blown_up() -> None:
     config = MappingConfig(hidden=(), reads="landmarks", align="mean")
     mapping = MappingMLP(config, 2, 1, landmark_dim=2)
-    readout = nn.Linear(2, 2)
-    nn.init.eye_(readout.weight)
-    nn.init.zeros_(readout.bias)
-    mapping.read_through(readout)
+    identity_readout(mapping)
     gamma = torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([4.0, 0.01])
-    mapping.align("avatar", gamma)
+    mapping.align({"avatar": frames(gamma), "actor": frames(gamma)})
     deviation = mapping.deviation_2F[0]
     assert deviation[0] == pytest.approx(float(gamma[:, 0].std()), rel=0.01)
     assert deviation[1] == pytest.approx(READOUT_NOISE, rel=0.01)
+
+
+@pytest.mark.parametrize("align", ["mean", "rest"])
+def test_a_readout_that_overstates_an_actor_is_brought_to_the_size_of_its_landmarks(align: str) -> None:
+    """Both move their landmarks alike; γ says so of the avatar, and 1.5 and .5 times as much of the actor."""
+    mapping = MappingMLP(MappingConfig(hidden=(), reads="landmarks", align=align), 2, 1, landmark_dim=2)  # type: ignore[arg-type]
+    identity_readout(mapping)
+    shape = 50 * torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
+    said, rest = 3 + shape * torch.tensor([1.5, 0.5]), shape[:, 0] < 0
+    mapping.align({"avatar": frames(shape, shape, rest), "actor": frames(said, shape, rest)})
+    own, driven = (mapping.aligned(gamma, subject) for gamma, subject in ((shape, "avatar"), (said, "actor")))
+    assert torch.allclose(own[:, :2], driven[:, :2], atol=1e-3)
+    assert not torch.allclose(own[:, 2:], driven[:, 2:], atol=0.1), "γ itself has no true size"
+    larger = MappingMLP(MappingConfig(hidden=(), reads="landmarks", align=align), 2, 1, landmark_dim=2)  # type: ignore[arg-type]
+    identity_readout(larger)
+    larger.align({"avatar": frames(shape, shape, rest), "actor": frames(2 * shape, 2 * shape, rest)})
+    assert torch.allclose(2 * own[:, :2], larger.aligned(2 * shape, "actor")[:, :2], atol=1e-3), (
+        "who moves more drives more"
+    )

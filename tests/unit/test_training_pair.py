@@ -277,7 +277,7 @@ def test_the_shared_code_says_where_the_landmarks_are_and_the_mapping_reads_it(
     avatar = AvatarTask(chosen, stores[0]).avatar
     mapping = MappingTask(chosen, ynet, avatar)
     theta = theta_of(avatar, mapping.sources["avatar"].drawn(64)[0])
-    mapped = mapping.module(mapping._codes("avatar"), "avatar")
+    mapped = mapping.module(ynet.ynet.encode(mapping.sources["avatar"].drawn(1024)[0]), "avatar")
     assert 0.7 < float(mapped.var(0).sum() / theta.var(0).sum()) < 1.3, "the driven code varies as much as θ does"
     with pytest.raises(ConfigError, match=f"Set it to {SHAPE_DIM}"):
         YNetTask(recipe("ynet.landmarks=50"), roles(stores))
