@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -93,13 +94,38 @@ def test_metrics_clamp_and_leave_lpips_out_without_weights() -> None:
 def test_lpips_equals_the_package(trunk: str, weights: Path, reference: ModuleType) -> None:
     state = load_file(weights / FILES[trunk])
     theirs = reference.LPIPS(net=trunk, pnet_rand=True, verbose=False).eval()
-    convolutions = [(n, m) for n, m in theirs.net.named_modules() if isinstance(m, torch.nn.Conv2d)]
-    for name, module in convolutions:  # names end in torchvision's layer numbers
-        number = name.split(".")[-1]
+    for number, module in convolutions(theirs):
         module.load_state_dict({p: state[f"features.{number}.{p}"] for p in ("weight", "bias")})
     for level in range(5):  # the linear weights are in the package: the file's must be the same
         assert torch.equal(getattr(theirs, f"lin{level}").model[-1].weight, state[f"lin{level}.weight"])
-    ours = LPIPS(state, trunk)
+    assert_same_distances(LPIPS(state, trunk), theirs)
+
+
+@pytest.mark.parametrize("trunk", ["vgg", "alex"])
+def test_lpips_equals_the_package_at_random_weights(trunk: str, reference: ModuleType) -> None:
+    """Needs no files: a trunk and linear weights drawn here, large enough for the distances to say something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        theirs = reference.LPIPS(net=trunk, pretrained=False, pnet_rand=True, verbose=False).eval()
+        state = {}
+        for number, module in convolutions(theirs):
+            torch.nn.init.kaiming_normal_(module.weight)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            state |= {f"features.{number}.{name}": value for name, value in module.state_dict().items()}
+        for level in range(5):
+            weight = getattr(theirs, f"lin{level}").model[-1].weight
+            torch.nn.init.uniform_(weight, 0.0, 0.5)
+            state[f"lin{level}.weight"] = weight.detach()
+    assert_same_distances(LPIPS(state, trunk), theirs)
+
+
+def convolutions(package: Any) -> list[tuple[str, torch.nn.Conv2d]]:
+    """The trunk's convolutions; their names end in torchvision's layer numbers."""
+    modules = package.net.named_modules()
+    return [(name.split(".")[-1], m) for name, m in modules if isinstance(m, torch.nn.Conv2d)]
+
+
+def assert_same_distances(ours: LPIPS, theirs: Any) -> None:
     for kind, draw_pair in PAIRS.items():
         a, b = draw_pair()
         with torch.no_grad():
