@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lavatar.configs.recipe import load_recipe
+from lavatar.configs.recipe import Recipe, all_keys, load_recipe
 from lavatar.contracts import EXPRESSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,23 +74,40 @@ def test_every_test_named_in_the_text_exists() -> None:
         assert f"def {name}(" in (ROOT / file).read_text()
 
 
-def differences() -> list[dict[str, str]]:
-    return [row for row in tables(METHOD) if "key" in row]
+RECIPES = ("paper", "official", "tiny", "fast")
+
+
+def differences(*names: str) -> list[dict[str, str]]:
+    """Rows of the table that compares these recipes."""
+    return [row for row in tables(METHOD) if set(row) == {"key", *(f"`{name}`" for name in names)}]
+
+
+def differing(*names: str) -> set[str]:
+    """Every key in which these recipes are not all alike."""
+    recipes = [load_recipe(name) for name in names]
+    return {key for key in all_keys() if len({repr(value_of(recipe, key)) for recipe in recipes}) > 1}
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), recipe)
 
 
 def test_the_table_of_differences_is_that_of_the_recipes() -> None:
-    paper, official = load_recipe("paper"), load_recipe("official")
-    differ = set()
-    for section in type(paper).model_fields:
-        a, b = getattr(paper, section), getattr(official, section)
-        if section != "name":
-            differ |= {f"{section}.{k}" for k in type(a).model_fields if getattr(a, k) != getattr(b, k)}
-    assert {row["key"] for row in differences()} == differ
+    assert {row["key"] for row in differences("paper", "official")} == differing("paper", "official")
 
 
-@pytest.mark.parametrize("name", ["paper", "official"])
-@pytest.mark.parametrize("row", differences(), ids=lambda row: row["key"])
-def test_the_values_of_the_differences_are_the_recipes(row: dict[str, str], name: str) -> None:
+def test_the_table_of_weights_and_rates_is_that_of_the_recipes() -> None:
+    named = re.compile(r"\w+_loss\.\w+|avatar_learning\.(rate_\w+|perceptual_every)|\w+\.learning_rate")
+    names = ("paper", "tiny", "fast")
+    assert {row["key"] for row in differences(*names)} == set(filter(named.fullmatch, differing(*names)))
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [(row, name) for row in tables(METHOD) if "key" in row for name in RECIPES if f"`{name}`" in row],
+    ids=lambda value: value if isinstance(value, str) else value["key"],
+)
+def test_the_values_in_tables_of_recipes_are_theirs(row: dict[str, str], name: str) -> None:
     """A cell begins with the value, as --set takes it; after a colon it may say what that means."""
     value = row[f"`{name}`"].partition(": ")[0]
     assert load_recipe(name, [f"{row['key']}={value}"]) == load_recipe(name)

@@ -88,3 +88,40 @@ def test_a_readout_that_overstates_an_actor_is_brought_to_the_size_of_its_landma
     assert torch.allclose(2 * own[:, :2], larger.aligned(2 * shape, "actor")[:, :2], atol=1e-3), (
         "who moves more drives more"
     )
+
+
+def test_faces_at_rest_meet_and_the_deviation_is_the_avatars() -> None:
+    """align rest: however much an actor acts, its face at rest drives the avatar's, in the avatar's deviations."""
+    generator = torch.Generator().manual_seed(2)
+    mapping = MappingMLP(MappingConfig(hidden=(), align="rest"), 2, 1)
+    own, rest = 3 * torch.randn(400, 2, generator=generator), torch.arange(400) < 100
+    acting = torch.where(rest[:, None], torch.tensor([5.0, -1.0]), torch.tensor([9.0, 4.0]))  # rests a quarter of it
+    mapping.align({"avatar": frames(own, rest=rest), "actor": frames(acting, rest=rest)})
+    assert torch.allclose(mapping.aligned(acting[:1], "actor"), torch.zeros(1, 2), atol=1e-5)
+    assert torch.allclose(mapping.aligned(own[rest], "avatar").mean(0), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(mapping.aligned(acting[-1:], "actor"), torch.tensor([[4.0, 5.0]]) / own.std(0), atol=1e-3)
+
+
+def test_code_share_weakens_the_code_beside_the_landmarks() -> None:
+    config = MappingConfig(hidden=(), reads="landmarks", code_share=0.1)
+    mapping = MappingMLP(config, 3, 1, landmark_dim=1)
+    readout = nn.Linear(3, 1)
+    mapping.read_through(readout)
+    gamma = torch.randn(5, 3, generator=torch.Generator().manual_seed(3))
+    expected = torch.cat([readout(gamma), 0.1 * gamma], 1)
+    torch.testing.assert_close(mapping.aligned(gamma, "avatar"), expected)
+
+
+def test_gain_exaggerates_about_the_mean() -> None:
+    """θ of twice the deviation, about the same mean."""
+    generator = torch.Generator().manual_seed(4)
+    own = torch.randn(300, 2, generator=generator)
+    theta = own @ torch.randn(2, 3, generator=generator) + 5 + 0.3 * torch.randn(300, 3, generator=generator)
+    driven = []
+    for gain in (1.0, 2.0):
+        config = MappingConfig(hidden=(), gain=gain)
+        mapping = MappingMLP(config, 2, 3)
+        mapping.begin_with({"avatar": frames(own)}, theta, config)
+        driven.append(mapping(own, "avatar").detach())
+    torch.testing.assert_close(driven[1] - theta.mean(0), 2 * (driven[0] - theta.mean(0)), atol=1e-4, rtol=0)
+    assert float(driven[0].var(0).sum()) == pytest.approx(float(theta.var(0).sum()), rel=1e-4)

@@ -15,7 +15,6 @@ from lavatar.contracts import NullSink, StageKind, StageSpec
 from lavatar.datasets.loader import FrameStore
 from lavatar.errors import Interrupted
 from lavatar.models.encoder_whitened import WhitenedEncoder
-from lavatar.training.augmentation import generator_for, jitter, tint
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.emphasis import feature_weights
 from lavatar.training.engine import TorchEngine
@@ -146,15 +145,6 @@ def test_eyes_and_mouth_weigh_more() -> None:
     assert weights.shape == (1, 1, 40, 40)
     assert float(weights[0, 0, 32, 20]) > 7
     assert float(weights[0, 0, 2, 2]) == pytest.approx(1, abs=0.05)
-
-
-def test_augmentation_changes_the_input_a_little_and_only_if_asked() -> None:
-    face = torch.rand(2, 3, 24, 24)
-    assert jitter(face, 0.0, generator_for(0)) is face
-    assert tint(face, 0.0, generator_for(0)) is face
-    changed = tint(jitter(face, 0.02, generator_for(0, 1)), 0.1, generator_for(0, 2))
-    assert changed.shape == face.shape
-    assert 0 < float((changed - face).abs().mean()) < 0.3
 
 
 def test_the_published_networks_train_through_the_same_task(store: FrameStore) -> None:
