@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lavatar.datasets.sight import Sight
-from lavatar.inference.expression import ExpressionSeries, compare, expression_error, faces_lost
+from lavatar.inference.expression import ExpressionSeries, compare, error_spread, expression_error, faces_lost
 from lavatar.inference.flicker import Flicker
 from lavatar.inference.identity import Identity
 from lavatar.inference.images import ImageScores, Truth
@@ -45,5 +45,6 @@ class Candidate:
         figures["spread"]["flicker"] = self.flicker.spread()
         compared = compare(truth, self.expression)
         figures |= {"expression": compared, "expression_error": expression_error(compared)}
+        figures["spread"]["expression_error"] = error_spread(truth, self.expression)
         figures |= {"landmark_error": self.landmarks.summary(), "identity": self.identity.summary()}
         return {**figures, "frames": len(truth.found()), "no_face": faces_lost(truth, self.expression)}

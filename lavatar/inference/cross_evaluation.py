@@ -14,7 +14,7 @@ from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.sight import Sight
 from lavatar.inference.baselines import spread
 from lavatar.inference.candidates import Candidate
-from lavatar.inference.expression import ExpressionSeries, compare, expression_error, faces_lost
+from lavatar.inference.expression import ExpressionSeries, compare, error_spread, expression_error, faces_lost
 from lavatar.inference.identity import WIDTH, Identity, face_descriptor
 from lavatar.inference.images import ImageScores, Truth, face_side
 from lavatar.inference.loading import Avatar
@@ -100,6 +100,7 @@ class CrossEvaluation:
         figures: dict[str, Any] = {
             "expression": compared,
             "expression_error": expression_error(compared),
+            "spread": {"expression_error": error_spread(self.driver, self.result, centred=True)},
             "identity": self.identity.summary(),
             "frames": len(self.driver.found()),
             "no_face": faces_lost(self.driver, self.result),

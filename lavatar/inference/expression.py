@@ -89,6 +89,24 @@ def expression_error(compared: Mapping[str, Agreement]) -> float | None:
     return float(np.mean(errors)) if errors else None
 
 
+def error_spread(truth: ExpressionSeries, result: ExpressionSeries, *, centred: bool = False) -> float | None:
+    """Deviation over the frames of a frame's error: mean over the measures of |result − truth| ÷ the truth's deviation.
+
+    Of the measures and frames that count in `expression_error`; None where none do.
+    """
+    expected, got = truth.series(), result.series()
+    parts = []
+    for name, figures in compare(truth, result, centred=centred).items():
+        if figures["error"] is not None:
+            difference_N = got[name] - expected[name]
+            known_N = np.isfinite(difference_N)
+            middle = difference_N[known_N].mean() if centred else 0.0
+            parts.append(np.abs(difference_N - middle) / expected[name][known_N].std())
+    error_MN = np.stack(parts) if parts else np.empty((0, 0))
+    error_MN = error_MN[:, np.isfinite(error_MN).any(axis=0)]
+    return float(np.nanmean(error_MN, axis=0).std()) if error_MN.size else None
+
+
 def faces_lost(truth: ExpressionSeries, result: ExpressionSeries) -> int:
     """Frames whose truth shows a face to the meter and whose result does not."""
     return int((truth.found() & ~result.found()).sum())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 
@@ -69,15 +71,24 @@ class SelfEvaluation:
         inside = np.isin(index_B, self.portrayed)
         if self.descriptor is None or not inside.any():
             return
-        identity = self.candidates["self"].identity  # the others are true frames, or nobody
-        identity.add_truth(self.descriptor(truth[inside], seen.landmarks_B68x2[inside]))
-        identity.add(self.descriptor(images["self"][inside], sights["self"].landmarks_B68x2[inside]))
+        true = self.descriptor(truth[inside], seen.landmarks_B68x2[inside])
+        for name, candidate in self.candidates.items():
+            candidate.identity.add_truth(true)
+            found = self.descriptor(images[name][inside], sights[name].landmarks_B68x2[inside])
+            candidate.identity.add(found)
 
     def finish(self) -> Evaluation:
         """The figures of everything added: a row for each prediction."""
         metrics = {name: candidate.summary(self.truth) for name, candidate in self.candidates.items()}
         own = self.candidates["self"]
         notes = notes_of("self", metrics["self"], self.truth, self.meter)
-        notes += (self.identity_note,) if self.identity_note else ()
+        notes += (self.identity_note,) if self.identity_note else self._faceless(metrics)
         frames = FrameFigures(self.indices, own.scores.frames())
         return Evaluation(metrics, self.truth.series(), own.expression.series(), notes, frames)
+
+    def _faceless(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
+        """Why a row has no identity although the weights are there: a mean of many frames may show nobody."""
+        if self.meter.note:  # it sees no landmarks at all and says so itself
+            return ()
+        lost = [name.replace("_", " ") for name, row in metrics.items() if row["identity"]["distance"] is None]
+        return (f"identity of {', '.join(lost)} is null: no face was found in it",) if lost else ()

@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cross", ("cross",)),
     ("cross against truth", ("cross", "truth")),  # synthetic pairs alone have one
 )
-DIGITS = {"mse": 5, "psnr": 2, "ssim": 3, "lpips": 3, "flicker": 2}
+DIGITS = {"mse": 5, "psnr": 2, "ssim": 3, "lpips": 3, "flicker": 2, "expression_error": 2}
 NONE = "-"
 WIDTH = 120  # of the legends, in characters
 
@@ -118,8 +118,7 @@ def _percent(value: Any) -> float | None:
 
 def _expression_cells(row: Figures) -> list[str]:
     expression = row.get("expression") or {}
-    error = row.get("expression_error")
-    return [agreement_cell(expression.get(name)) for name in EXPRESSIONS] + [with_spread(error, None, 2)]
+    return [agreement_cell(expression.get(name)) for name in EXPRESSIONS] + [spread_cell(row, "expression_error")]
 
 
 def _table(

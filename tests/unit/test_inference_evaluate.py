@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from lavatar.contracts import EXPRESSIONS, Event, HeadPose, NullSink, StageKind, StageResult, StageSpec
 from lavatar.datasets import synthetic
 from lavatar.datasets.loader import FrameStore, over_white
+from lavatar.datasets.sight import Sight
 from lavatar.errors import DataError
 from lavatar.inference.evaluate import evaluate_both, evaluate_cross, evaluate_self
 from lavatar.inference.loading import Avatar, Pair, load_avatar, load_pair
 from lavatar.inference.preview import make_preview
 from lavatar.inference.retarget import PoseStatistics, PoseTrack
+from lavatar.inference.trivial import Trivial
 from lavatar.inference.write_evaluation import write_evaluation
 from lavatar.models.avatar import Rendering
 from tests.unit.inference_files import RECIPE, SIZE, make_avatar_release, make_pair_release, make_subject, turn, wave
@@ -107,6 +109,7 @@ def test_an_oracle_is_perfect_and_beats_the_trivial(subjects: tuple[Path, Path])
         assert metrics["self"]["expression"][name]["error"] < 0.3
     assert metrics["self"]["expression_error"] < 0.3
     assert 0 < metrics["self"]["spread"]["psnr"] < 5
+    assert 0 < metrics["self"]["spread"]["expression_error"] < metrics["nearest_frame"]["spread"]["expression_error"]
     for region in ("mouth", "eyes"):
         assert metrics["self"]["landmark_error"][region] < 0.02
         assert metrics["nearest_frame"]["landmark_error"][region] > metrics["self"]["landmark_error"][region]
@@ -152,7 +155,29 @@ def test_identity_of_the_result_is_that_of_the_truth(subjects: tuple[Path, Path]
     assert metrics["cross"]["identity"]["distance"] == pytest.approx(
         metrics["cross"]["identity"]["reference"]["distance"], abs=0.1
     )
-    assert metrics["mean_frame"]["identity"]["distance"] is None
+    own, nearest, mean = (metrics[row]["identity"]["distance"] for row in ("self", "nearest_frame", "mean_frame"))
+    assert own < nearest < 0.6, "a true frame, with another expression"
+    assert own < mean
+    assert metrics["mean_frame"]["identity"]["reference"] == metrics["self"]["identity"]["reference"]
+
+
+def test_a_mean_frame_without_a_face_has_no_identity_and_the_note_says_why(
+    subjects: tuple[Path, Path], face_recognition: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Trivial.look
+
+    def blurred(self: Trivial, landmarks_B68x2: np.ndarray) -> dict[str, Sight]:
+        """As a head that turns about leaves it."""
+        seen = look(self, landmarks_B68x2)
+        mean = seen["mean_frame"]
+        return {**seen, "mean_frame": Sight(mean.measures, np.full_like(mean.landmarks_B68x2, np.nan))}
+
+    monkeypatch.setattr(Trivial, "look", blurred)
+    recipe = RECIPE.model_copy(update={"evaluation": RECIPE.evaluation.model_copy(update={"max_frames": 3})})
+    evaluation = evaluate_self(oracle(subjects[0]), subjects[0], recipe)
+    assert evaluation.metrics["mean_frame"]["identity"]["distance"] is None
+    assert evaluation.metrics["nearest_frame"]["identity"]["distance"] > 0
+    assert "identity of mean frame is null: no face was found in it" in evaluation.notes
 
 
 def test_max_frames_are_spread(subjects: tuple[Path, Path]) -> None:

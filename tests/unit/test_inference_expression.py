@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from lavatar.contracts import EXPRESSIONS
-from lavatar.inference.expression import ExpressionSeries, agreement, compare, expression_error, faces_lost
+from lavatar.inference.expression import (
+    ExpressionSeries,
+    agreement,
+    compare,
+    error_spread,
+    expression_error,
+    faces_lost,
+)
 from lavatar.inference.figures import flat, rounded
 from lavatar.inference.panels import choose_frames, curves, fit, labelled, sheet, side_by_side
 
@@ -50,6 +57,18 @@ def test_a_truth_within_the_meters_noise_has_no_r() -> None:
     assert truth.still() == ["jaw"], "what is not known is not still"
     assert expression_error(compared) == pytest.approx(compared["blink"]["error"] / 2)  # smile's is 0
     assert expression_error({"jaw": compared["jaw"]}) is None
+
+
+def test_the_spread_of_the_error_is_over_the_frames() -> None:
+    """Deviations of the truth are 1: a frame's error is the mean of the two measures' differences."""
+    truth, result = ExpressionSeries(), ExpressionSeries()
+    sign, unseen = np.tile([1.0, -1.0], 50), np.full(100, np.nan)
+    off = np.repeat([0.0, 2.0], 50)
+    truth.add({"jaw": sign, "blink": sign, "smile": unseen, "brows": np.zeros(100)})
+    result.add({"jaw": sign + off, "blink": np.where(off > 0, np.nan, sign - 1), "smile": sign, "brows": sign})
+    assert error_spread(truth, result) == pytest.approx((2 - 0.5) / 2)  # half the frames ½, the others, jaw alone, 2
+    assert error_spread(truth, result, centred=True) == pytest.approx((1 - 0.5) / 2)  # jaw 1 in all, blink 0
+    assert error_spread(truth, ExpressionSeries(parts={name: [unseen] for name in EXPRESSIONS})) is None
 
 
 def test_frames_without_a_face_do_not_count_but_are_counted() -> None:

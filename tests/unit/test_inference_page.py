@@ -18,7 +18,8 @@ from lavatar.inference.showcase import APART, Shown, ranked
 from lavatar.inference.tables import tables
 
 FIGURES = {
-    "psnr": 27.484, "ssim": 0.93, "lpips": None, "spread": {"psnr": 1.204, "ssim": 0.011, "lpips": None},
+    "psnr": 27.484, "ssim": 0.93, "lpips": None,
+    "spread": {"psnr": 1.204, "ssim": 0.011, "lpips": None, "expression_error": 0.1},
     "face": {"psnr": 25.0, "spread": {"psnr": 2.0}}, "flicker": 2.5, "expression_error": 0.4,
     "landmark_error": {"mouth": 0.0213, "eyes": None, "spread": {"mouth": 0.004, "eyes": None}},
     "identity": {"distance": 0.31, "spread": {"distance": 0.05}, "reference": {"distance": 0.28}},
@@ -68,7 +69,7 @@ def test_cells() -> None:
     assert picture.rows == (("self", "-", "27.48 ± 1.20", "0.930 ± 0.011", "-"),)
     assert face.rows[0] == ("self", "25.00 ± 2.00", "-", "-", "2.50", "2.1 ± 0.4", "-", "0.31 ± 0.05 (0.28)")
     assert face.rows[1] == ("cross", *"------", "0.31 ± 0.05 (0.28)")
-    assert expression.rows == (("self", "0.91 1.04 0.42", "-", "- 0.00 1.00", "-", "-", "-", "0.40"),)
+    assert expression.rows == (("self", "0.91 1.04 0.42", "-", "- 0.00 1.00", "-", "-", "-", "0.40 ± 0.10"),)
 
 
 def test_the_page_holds_pictures_and_figures_and_no_markup_from_names(tmp_path: Path) -> None:
