@@ -18,6 +18,9 @@ R = TypeVar("R")
 EXPRESSIONS = ("jaw", "blink", "smile", "pucker", "brows", "gaze")
 """Expression measures reported everywhere, in this order; each is a scalar a frame (docs/CONVENTIONS.md)."""
 
+COEFFICIENTS = 51
+"""Expression coefficients a frame: MediaPipe's 52 less the neutral one, which says nothing."""
+
 
 class Split(StrEnum):
     """Which side of the split in time a frame belongs to (Sec. 5.1: 10 % held out)."""

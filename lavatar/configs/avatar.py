@@ -7,11 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from lavatar.configs.section import Section
+from lavatar.contracts import COEFFICIENTS
 
 Interval = tuple[float, float]
-
-COEFFICIENTS = 51
-"""Expression coefficients a frame: MediaPipe's 52 less the neutral one, which says nothing."""
 
 
 class AvatarConfig(Section):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lavatar.configs.avatar import COEFFICIENTS
+from lavatar.contracts import COEFFICIENTS
 from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.tracking import enlarge, open_tracker
 from lavatar.errors import DataError

@@ -37,6 +37,7 @@ class SelfEvaluation:
         self.portrayed = self.indices[spread(len(self.indices), options.identity_frames)]
         self.candidates = {name: Candidate(ImageScores(lpips)) for name in PREDICTIONS}
         self.descriptor, self.identity_note = face_descriptor()
+        self.mean_face: np.ndarray | None = None
         self.stack = ExitStack()
         self.meter = self.stack.enter_context(open_meter(held_out.manifest, recipe))
         self.truth = series_of(held_out, self.meter, size)
@@ -74,8 +75,16 @@ class SelfEvaluation:
         true = self.descriptor(truth[inside], seen.landmarks_B68x2[inside])
         for name, candidate in self.candidates.items():
             candidate.identity.add_truth(true)
-            found = self.descriptor(images[name][inside], sights[name].landmarks_B68x2[inside])
-            candidate.identity.add(found)
+            candidate.identity.add(self._described(name, images[name][inside], sights[name].landmarks_B68x2[inside]))
+
+    def _described(self, name: str, images_BHW3: np.ndarray, landmarks_B68x2: np.ndarray) -> np.ndarray:
+        """Descriptors of a prediction; the mean frame is the same for all frames and looked at once."""
+        assert self.descriptor is not None
+        if name != "mean_frame":
+            return self.descriptor(images_BHW3, landmarks_B68x2)
+        if self.mean_face is None:
+            self.mean_face = self.descriptor(images_BHW3[:1], landmarks_B68x2[:1])
+        return np.repeat(self.mean_face, len(images_BHW3), axis=0)
 
     def finish(self) -> Evaluation:
         """The figures of everything added: a row for each prediction."""

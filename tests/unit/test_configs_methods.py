@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lavatar.configs.methods import BASELINES, build_methods
+from lavatar.configs.baselines import BASELINES
+from lavatar.configs.methods import build_methods
 from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.errors import ConfigError, UsageError
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lavatar.configs.avatar import COEFFICIENTS, AvatarConfig
+from lavatar.configs.avatar import AvatarConfig
+from lavatar.contracts import COEFFICIENTS
 from lavatar.models import rendering
 from lavatar.models.encoder_coefficients import CoefficientEncoder
 from lavatar.models.nerface import NeRFace

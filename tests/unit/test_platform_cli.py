@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lavatar.configs.baselines import BASELINES
 from lavatar.contracts import StageResult
 from lavatar.errors import FaceError, Interrupted, StorageError
 from lavatar.platform import cli
@@ -86,6 +87,16 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(cpu_seconds() for _ in range(3)) < 0.3
+
+
+def test_help_names_the_methods_of_a_benchmark_and_stays_light() -> None:
+    script = (
+        "import sys; from lavatar.platform.cli import run; code = run(['benchmark', 'method', '--help']); "
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
+    assert ",".join(BASELINES) in "".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

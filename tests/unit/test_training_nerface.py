@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavatar.configs.avatar import COEFFICIENTS
-from lavatar.contracts import EXPRESSIONS
+from lavatar.contracts import COEFFICIENTS, EXPRESSIONS
 from lavatar.datasets import shards
 from lavatar.datasets.coefficients import coefficients
 from lavatar.datasets.loader import FrameStore

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from lavatar.configs.baselines import BASELINES
 from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, reserved
 
-METHODS = "latentavatar,no-cycle,coeff-triplane,nerface"
+METHODS = ",".join(BASELINES)
 TABLE, RESULTS, SHEET = "table.md", "results.json", "sheet.png"
 
 
