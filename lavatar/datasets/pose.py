@@ -102,21 +102,6 @@ def fit_poses(
     return PoseFit(poses, error, shape, indices, scale)
 
 
-def fit_pose_single(
-    landmarks: np.ndarray, camera: Camera, fit: PoseFit | None = None, *, distance: float = 4.0
-) -> HeadPose:
-    """Pose of one frame (a live driver) with a known personal shape, or with the canonical face."""
-    points, indices, canonical = stable_points(landmarks)
-    rays = ((points - [camera.cx, camera.cy]) / camera.focal)[None].astype(np.float64)
-    shape = fit.shape if fit is not None and fit.indices == indices else canonical
-    rotation, translation, size = _start(rays, shape, distance)
-    if fit is not None:
-        translation = translation * (fit.scale / size)
-        size = fit.scale
-    rotation, translation = _fit_frames(rays, shape * size, rotation, translation, camera.focal)
-    return _pose(rotation[0], translation[0], size)
-
-
 def project(points_head: np.ndarray, pose: HeadPose, camera: Camera) -> np.ndarray:
     """Head-space points (…×3) → pixels (…×2); also the test of every sign here."""
     moved = pose.scale * np.asarray(points_head) @ np.asarray(pose.rotation).T + np.asarray(pose.translation)

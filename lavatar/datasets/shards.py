@@ -29,7 +29,6 @@ from lavatar.errors import ShardError, StorageError
 SCHEMA = 2
 MANIFEST = "manifest.json"
 IMAGE, ALPHA, FACE, META = "image.jpg", "alpha.png", "face.jpg", "meta.json"
-MEMBERS = (IMAGE, ALPHA, FACE, META)
 REDO = "Remove this folder and run the command again: preprocessing makes it anew."
 
 

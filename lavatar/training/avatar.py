@@ -102,6 +102,7 @@ class AvatarTask:
             self.avatar.encoder.fix(self.coefficients_NK)
         self._begin()
         self.average = WeightAverage(self.avatar, self.learning.average) if self.learning.average > 0 else None
+        self.groups = {group["name"] for group in self.param_groups()}
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -148,7 +149,7 @@ class AvatarTask:
         return groups
 
     def active_groups(self, step: int) -> set[str]:
-        return {group["name"] for group in self.param_groups()}
+        return self.groups
 
     def batches(self, step: int) -> AvatarBatch:
         frames = self.sampler.batch(step, self.rank, self.world)

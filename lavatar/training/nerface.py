@@ -57,6 +57,7 @@ class NeRFaceTask:
             torch.manual_seed(self.training.seed)
             self.module = NeRFaceModule(NeRFace(recipe.avatar), len(store), recipe.avatar.frame_code)
         self.avatar.encoder.fix(self.coefficients_NK)
+        self.groups = {group["name"] for group in self.param_groups()}
 
     @property
     def avatar(self) -> NeRFace:
@@ -71,7 +72,7 @@ class NeRFaceTask:
         return groups
 
     def active_groups(self, step: int) -> set[str]:
-        return {group["name"] for group in self.param_groups()}
+        return self.groups
 
     def batches(self, step: int) -> RayBatch:
         frames = self.sampler.batch(step, self.rank, self.world)

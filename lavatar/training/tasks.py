@@ -19,7 +19,6 @@ class ParamGroup(TypedDict):
     params: list[nn.Parameter]
     lr: float
     name: str
-    weight_decay: NotRequired[float]
     betas: NotRequired[tuple[float, float]]
     eps: NotRequired[float]
 

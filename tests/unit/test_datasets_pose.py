@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from lavatar.contracts import HeadPose
+from lavatar.contracts import Camera, HeadPose
 from lavatar.datasets import pose
 from lavatar.datasets.tracking import LANDMARKS_68
 
@@ -36,6 +37,15 @@ def performance(count: int, size: int, noise: float, personal: float, points: st
         pixels = pose.project(shape, poses[-1], camera) + rng.normal(0, noise, (468, 2))
         landmarks.append(pixels if points == "478" else pixels[list(LANDMARKS_68)])
     return landmarks, poses, shape
+
+
+def opencv_pose(shape: np.ndarray, points: np.ndarray, camera: Camera, distance: float) -> HeadPose:
+    """A rigid fit of one frame; `distance` is where it begins, in the units of `shape`."""
+    matrix = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])
+    start = np.array([np.pi, 0.0, 0.0]), np.array([0.0, 0.0, distance])
+    found, turn, place = cv2.solvePnP(shape, points.astype(float), matrix, None, *start, True)
+    assert found
+    return as_pose(cv2.Rodrigues(turn)[0], place[:, 0], 1.0)
 
 
 def test_frontal_head_projects_upright() -> None:
@@ -76,20 +86,21 @@ def test_a_personal_shape_beats_the_canonical_face() -> None:
     joint = pose.fit_poses(landmarks, camera, smoothing=0.0).reprojection_px
     alone = []
     for points in landmarks:
-        single = pose.fit_pose_single(points, camera)
         stable, _, canonical = pose.stable_points(points)
+        single = opencv_pose(canonical, stable, camera, 40.0)
         alone.append(np.linalg.norm(pose.project(canonical, single, camera) - stable, axis=1).mean())
     assert joint < 0.5
     assert np.mean(alone) > 4 * joint
 
 
-def test_single_frame_fit_agrees_with_the_joint_one() -> None:
+def test_each_frames_pose_is_opencvs_of_the_shape_that_was_found() -> None:
     landmarks, _, _ = performance(40, 256, noise=0.0, personal=0.03, points="478")
     camera = pose.portrait_camera(256)
     fit = pose.fit_poses(landmarks, camera, smoothing=0.0)
-    single = pose.fit_pose_single(landmarks[7], camera, fit)
-    assert np.allclose(single.rotation, fit.poses[7].rotation, atol=1e-3)
-    assert np.allclose(single.translation, fit.poses[7].translation, atol=5e-3)
+    for frame in (7, 31):
+        single = opencv_pose(fit.scale * fit.shape, pose.stable_points(landmarks[frame])[0], camera, 4.0)
+        assert np.allclose(single.rotation, fit.poses[frame].rotation, atol=1e-3)
+        assert np.allclose(single.translation, fit.poses[frame].translation, atol=5e-3)
 
 
 def test_angles_have_the_documented_signs() -> None:
