@@ -22,10 +22,12 @@ from lavatar.datasets import synthetic
 from lavatar.datasets.loader import FrameStore, over_white
 from lavatar.datasets.sight import Sight
 from lavatar.errors import DataError
+from lavatar.inference.baselines import spread
 from lavatar.inference.evaluate import evaluate_both, evaluate_cross, evaluate_self
 from lavatar.inference.loading import Avatar, Pair, load_avatar, load_pair
 from lavatar.inference.preview import make_preview
-from lavatar.inference.retarget import PoseStatistics, PoseTrack
+from lavatar.inference.reenact import poses_of
+from lavatar.inference.retarget import PoseStatistics, PoseTrack, smoothed
 from lavatar.inference.trivial import Trivial
 from lavatar.inference.write_evaluation import write_evaluation
 from lavatar.models.avatar import Rendering
@@ -178,6 +180,24 @@ def test_a_mean_frame_without_a_face_has_no_identity_and_the_note_says_why(
     assert evaluation.metrics["mean_frame"]["identity"]["distance"] is None
     assert evaluation.metrics["nearest_frame"]["identity"]["distance"] > 0
     assert "identity of mean frame is null: no face was found in it" in evaluation.notes
+
+
+def test_held_out_poses_are_smoothed_where_the_recipe_says_so(subjects: tuple[Path, Path]) -> None:
+    """evaluation.self_smoothing: the frames measured are drawn under the smoothed track of all held-out poses."""
+    options = RECIPE.evaluation.model_copy(update={"max_frames": 3, "self_smoothing": 2.0})
+    avatar, store = oracle(subjects[0]), FrameStore(subjects[0], SIZE, "eval")
+    render, drawn = avatar.model.render, []
+
+    def watched(codes: Tensor, rotation: Tensor, translation: Tensor, scale: Tensor, noise: bool) -> Rendering:
+        drawn.append(rotation)
+        return render(codes, rotation, translation, scale, noise)
+
+    avatar.model.render = watched
+    evaluate_self(avatar, subjects[0], RECIPE.model_copy(update={"evaluation": options}))
+    chosen = spread(len(store), 3)
+    wanted = smoothed(poses_of(store), 2.0)[chosen].rotation_N33
+    assert np.allclose(torch.cat(drawn).numpy(), wanted, atol=1e-6)
+    assert np.abs(wanted - store.rotation_N33[chosen]).max() > 0.01
 
 
 def test_max_frames_are_spread(subjects: tuple[Path, Path]) -> None:

@@ -16,6 +16,7 @@ from lavatar.inference.retarget import (
     rotation_matrix,
     rotation_vector,
     smooth,
+    smoothed,
     soft_clamp,
 )
 
@@ -88,3 +89,15 @@ def test_smoothing() -> None:
     assert smooth(noise, 2.0).std() < 0.5 * noise.std()
     assert np.array_equal(smooth(noise[:1], 2.0), noise[:1])
     assert np.array_equal(smooth(noise, 0.0), noise)
+
+
+def test_a_head_that_shakes_from_frame_to_frame_stands_still_when_smoothed() -> None:
+    """An alternation stays one, times the kernel's sum with alternating signs: near exp(−π²σ²/2)."""
+    sign = (-1.0) ** np.arange(40)
+    shaking = apply_motion(sign[:, None] * np.array([0.0, 0.1, 0.0, 0.3, 0.0, 0.0, 0.02]), FRONTAL)
+    kernel = np.exp(-0.5 * np.arange(-3, 4) ** 2.0)
+    left = (kernel * (-1.0) ** np.arange(-3, 4)).sum() / kernel.sum()
+    found = relative_motion(smoothed(shaking, 1.0), FRONTAL)
+    assert np.allclose(found, relative_motion(shaking, FRONTAL) * left, atol=1e-6)
+    assert 0 < abs(left) < 0.02
+    assert smoothed(shaking, 0.0) is shaking

@@ -17,7 +17,7 @@ from lavatar.inference.loading import load_avatar
 from lavatar.inference.reenact import driven_codes, reenact_self
 from lavatar.training.augmentation import generator_for
 from lavatar.training.avatar import AvatarTask
-from lavatar.training.nerface import NeRFaceTask, draw_pixels
+from lavatar.training.nerface import BOX_MARGIN, NeRFaceTask, draw_pixels
 from lavatar.training.optimizer import build_optimizer
 from lavatar.training.release import write_avatar_release
 from lavatar.training.tasks import TrainingTask
@@ -134,6 +134,34 @@ def test_most_rays_are_on_the_face() -> None:
     assert bool(((inside > 0.88) & (inside < 0.96)).all())
     again = draw_pixels(marks, 100, 1000, 0.9, generator_for(0, 1))
     assert torch.equal(pixels, again)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_recipe_says_how_many_rays_are_on_the_face(share: float, folder: Path) -> None:
+    """The others are anywhere: the face has its share of them too."""
+    store = FrameStore(folder, 32)
+    marks = np.random.default_rng(0).uniform(0.375, 0.625, store.landmarks_N68x2.shape)
+    marks[:, 0], marks[:, 1] = 0.375, 0.625
+    store.landmarks_N68x2 = marks.astype(np.float32)
+    sizes = f"avatar_learning.ray_face_share={share}", "avatar_learning.ray_batch=2000"
+    pixels = NeRFaceTask(small(*MLP, *sizes), store).batches(0).pixel_BR2
+    low, high = (int(32 * (end + out * BOX_MARGIN * 0.25)) for end, out in ((0.375, -1), (0.625, 1)))
+    inside = ((pixels >= low) & (pixels <= high)).all(-1).float().mean(1)
+    assert inside.tolist() == pytest.approx([share + (1 - share) * ((high - low + 1) / 32) ** 2] * 4, abs=0.03)
+
+
+def test_codes_of_the_frames_are_kept_small_by_their_penalty(folder: Path) -> None:
+    """The codes enter less their mean; what the penalty weighs is their mean square, and its gradient shrinks them."""
+    task = NeRFaceTask(small(*MLP, "avatar_learning.frame_code_penalty=0.5"), FrameStore(folder, 32))
+    codes = task.module.codes_NL
+    with torch.no_grad():
+        codes.copy_(torch.randn(codes.shape, generator=torch.Generator().manual_seed(0)) + 3)
+    batch = task.batches(0)
+    terms = task.losses(batch, 0)
+    centred = codes - codes.mean(0)
+    expected = centred[batch.frames.index_B].square().mean()
+    torch.testing.assert_close(terms["codes"], expected)
+    torch.testing.assert_close(terms["total"], terms["coarse"] + terms["fine"] + 0.5 * expected)
 
 
 def test_rays_meet_the_pixels_they_are_compared_with(folder: Path) -> None:
