@@ -115,6 +115,7 @@ def test_every_command_has_help_and_the_line_of_the_list(name: str, lavatar: Any
         (["submit", "--avatar", "A", "--actor", "B", "--set", "avatar.sampels=3"], "Did you mean 'avatar.samples'"),
         (["submit", "--avatar", "A", "--actor", "B"], "there is no subject 'A'"),
         (["submit", "--avatar", "no/such.mp4", "--actor", "B"], "there is no file no/such.mp4"),
+        (["submit", "--avatar", "A", "--actor", "B", "--shared", "--cold"], "always begins anew: leave --cold out"),
         (["subjects", "show", "A"], "lavatar subjects list"),
         (["subjects", "remove", "A"], "lavatar subjects list"),
         (["subjects", "add", "A", "no/such.mp4"], "there is no file"),

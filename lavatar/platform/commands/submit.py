@@ -49,6 +49,8 @@ def submit(
             f"{len(avatars)} avatars and {len(actors)} actors in one job",
             "Add --shared to train one network for all of them, or submit each pair by itself.",
         )
+    if shared and cold:
+        raise UsageError("--cold with --shared has no effect", "A shared network always begins anew: leave --cold out.")
     chosen = load_recipe(recipe, (*overrides, *(("pair_learning.warm=false",) if cold else ())))
     home = Home.from_environment()
     registry = open_registry(home)
