@@ -11,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from lavatar.configs.recipe import load_recipe
+from lavatar.platform.benchmark_budget import affordable
+
 TOY = (
     "preprocess.portrait_size=96", "preprocess.synthetic_frames=60", "avatar.image_size=32", "avatar.ray_size=32",
     "avatar.samples=4", "avatar.fine_samples=4", "avatar.field_width=8", "avatar.triplane_size=16",
     "avatar_learning.ray_batch=64", "avatar_training.checkpoint_every=5", "avatar_training.picture_every=1000",
+)  # fmt: skip
+NARROW = (
+    "ynet.encoder_widths=[4,8]", "ynet.neck_width=8", "ynet.decoder_widths=[8,4]", "ynet_training.batch_size=4",
+    "mapping_training.batch_size=4", "pair_learning.error_every=100",
 )  # fmt: skip
 SMALL = "avatar.encoder_widths=[4,8];avatar.superresolution_capacity=2"
 
@@ -23,12 +30,16 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "lavatar.platform.cli", *arguments]
 
 
-def benchmark(folder: Path, steps: int, *more: str) -> list[str]:
+def benchmark(folder: Path, *more: str) -> list[str]:
     sets = [part for value in TOY for part in ("--set", value)]
     return command(
-        "benchmark", "method", "--pair", "ada:bruna", "--steps", str(steps), "--pair-steps", "4", "--max-frames", "4",
-        "--variant", f"ours=tiny:{SMALL}", "-o", str(folder), "--json", *sets, *more,
+        "benchmark", "method", "--pair", "ada:bruna", "--max-frames", "4", "--variant", f"ours=tiny:{SMALL}",
+        "-o", str(folder), "--json", *sets, *more,
     )  # fmt: skip
+
+
+def in_steps(folder: Path, steps: int, *more: str) -> list[str]:
+    return benchmark(folder, "--steps", str(steps), "--pair-steps", "4", *more)
 
 
 @pytest.fixture
@@ -42,7 +53,7 @@ def subjects(home: Path) -> Path:
 def test_rows_are_trained_measured_and_not_done_again(subjects: Path, tmp_path: Path, weights: Path) -> None:
     folder = tmp_path / "out"
     first = subprocess.Popen(
-        benchmark(folder, 4000, "--methods", ""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        in_steps(folder, 4000, "--methods", ""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     shards = subjects / "checkpoints"
     deadline = time.monotonic() + 240
@@ -54,7 +65,7 @@ def test_rows_are_trained_measured_and_not_done_again(subjects: Path, tmp_path: 
     assert first.returncode == 130, said[-2000:]
     assert not list((folder / "runs").glob("*.json"))
 
-    arguments = benchmark(folder, 6, "--methods", "nerface", "--recipe", "tiny")
+    arguments = in_steps(folder, 6, "--methods", "nerface", "--recipe", "tiny")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
@@ -73,6 +84,39 @@ def test_rows_are_trained_measured_and_not_done_again(subjects: Path, tmp_path: 
     assert json.loads(again.stdout) == answer
     assert again.stderr.count("measured before") == 2
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_an_equal_time_becomes_steps_and_they_are_kept(subjects: Path, tmp_path: Path, weights: Path) -> None:
+    folder, minutes, pair_minutes = tmp_path / "out", 0.04, 0.06
+    times = ("--minutes", str(minutes), "--pair-minutes", str(pair_minutes))
+    narrow = [part for value in NARROW for part in ("--set", value)]
+    arguments = benchmark(folder, "--methods", "", *times, *narrow)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)
+    (row,) = answer["results"]
+    assert (row["method"], row["budget"]) == ("ours", {"kind": "minutes", "avatar": minutes, "pair": pair_minutes})
+    kept = [json.loads(path.read_text()) for path in (folder / "steps").glob("*.json")]
+    avatar, pair = sorted(kept, key=lambda timed: len(timed["seconds_a_step"]))
+    (head,), (ynet, mapping) = avatar["seconds_a_step"], pair["seconds_a_step"]
+    assert avatar["steps"] == affordable(60 * minutes, head)
+    longest = load_recipe("tiny").mapping_training.steps
+    assert pair["steps"] == affordable(60 * pair_minutes, ynet, mapping, longest)
+    assert row["training"]["avatar"]["avatar"]["steps"] == avatar["steps"] > 1
+    assert row["training"]["pair"]["ynet"]["steps"] == pair["steps"] > 1
+    assert row["training"]["pair"]["mapping"]["steps"] == min(longest, pair["steps"])
+    table = (folder / "table.md").read_text()
+    assert f"equal time: {minutes} minutes an avatar, {pair_minutes} a Y-network" in table
+    (line,) = [line for line in table.splitlines() if line.startswith("| ours |")]
+    assert {str(avatar["steps"]), str(pair["steps"])} < set(line.split(" | "))
+
+    for path in (folder / "runs").glob("*.json"):
+        path.unlink()  # measured anew: the time is not, so that the trainings are found again
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "timing a step" not in again.stderr
+    assert json.loads(again.stdout)["results"][0]["training"] == row["training"]
 
 
 @pytest.mark.parametrize(
