@@ -152,7 +152,7 @@ def seeded(recipe: Recipe, seed: int, max_frames: int) -> Recipe:
 
 
 def _plan(bench: Bench, row: Row, recipe: Recipe) -> Plan:
-    return plan(bench.home.root, bench.home.out_dir, row.avatar, row.actor, recipe)
+    return plan(bench.home.root, bench.home.out_dir, [(row.avatar, row.actor)], recipe)
 
 
 def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, stage: PlannedStage, build: PlanFactory) -> Recipe:

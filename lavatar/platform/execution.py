@@ -24,7 +24,7 @@ STOPS = (KeyboardInterrupt, SystemExit, Interrupted)
 """How a stop arrives: Ctrl-C, SIGTERM (Ray turns it into SystemExit), a cluster that goes down."""
 
 LET_THROUGH = (StageKind.PREPROCESS, StageKind.PREVIEW)
-"""Kinds of stages that another one's failure does not stop: they have no checkpoint to go on from."""
+"""Kinds of stages that run on although nothing needs them any more: they have no checkpoint to go on from."""
 
 POLL_SECONDS = 0.2
 STORE_SECONDS = 2.0
@@ -83,7 +83,10 @@ class Active:
 
 
 class Execution:
-    """Runs the stages of one submit. Every end of a stage goes to the registry, MLflow and the display."""
+    """Runs the stages of one submit. Every end of a stage goes to the registry, MLflow and the display.
+
+    A failure ends the pairs that need the failed stage, and no others.
+    """
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class Execution:
         self._active: dict[str, Active] = {}
         self._waiting: dict[str, PlannedStage] = {}
         self._busy: dict[str, float] = {}  # stages that another job runs: when to look again
-        self._failed: StageFailedError | None = None
+        self._failures: dict[str, StageFailedError] = {}  # by the failed stage's key, the first one first
         self._most = 1 if plan.recipe.resources.backend == "inline" else len(plan.stages)
 
     def mark_cached(self, todo: set[str]) -> None:
@@ -111,7 +114,8 @@ class Execution:
                 self._display.state(planned.name, "pending")
 
     def run(self, runner: StageRunner, todo: list[PlannedStage], after_finish: Callable[[PlannedStage], None]) -> None:
-        """All of `todo`. Raises StageFailedError after a failure, KeyboardInterrupt or Interrupted if stopped."""
+        """All of `todo`. Raises StageFailedError, once all that can be done is done, if a stage failed;
+        KeyboardInterrupt or Interrupted if stopped."""
         self._waiting = {planned.key: planned for planned in todo}
         try:
             while self._waiting or self._active:
@@ -121,19 +125,30 @@ class Execution:
                 self._start_ready(runner)
                 for planned in ended:
                     after_finish(planned)
-                if self._failed and not self._active:
-                    raise self._failed
                 time.sleep(POLL_SECONDS)
         except BaseException:
             self._stop(list(self._active.values()))
             raise
+        if self._failures:
+            raise self._failure()
+
+    def _failure(self) -> StageFailedError:
+        """The first failure; of a job of more than one pair also what else became of it."""
+        first = next(iter(self._failures.values()))
+        pairs, lost = len(self._plan.pairs), len(self._plan.pairs) - len(self._plan.without(self._failures))
+        if pairs == 1:
+            return first
+        others = f" and {len(self._failures) - 1} more" if len(self._failures) > 1 else ""
+        return StageFailedError(f"{lost} of {pairs} pairs failed: {first.message}{others}", first.hint)
 
     def _start_ready(self, runner: StageRunner) -> None:
+        unfinished = {*self._waiting, *self._active}
         for planned in list(self._waiting.values()):
-            if self._failed or len(self._active) >= self._most:
+            if len(self._active) >= self._most:
                 return
-            unfinished = {*self._waiting, *self._active}
-            if not unfinished.intersection(planned.needs) and time.monotonic() >= self._busy.get(planned.key, 0.0):
+            if planned.key not in self._waiting:  # a failure met on the way took it out
+                continue
+            if unfinished.isdisjoint(planned.needs) and time.monotonic() >= self._busy.get(planned.key, 0.0):
                 self._start(runner, planned)
 
     def _start(self, runner: StageRunner, planned: PlannedStage) -> None:
@@ -177,7 +192,7 @@ class Execution:
             return False
         del self._waiting[planned.key]
         self._display.state(planned.name, "failed")
-        self._failed = self._failed or StageFailedError(f"{planned.name} failed: {row.message}", row.hint)
+        self._fail(planned, StageFailedError(f"{planned.name} failed: {row.message}", row.hint))
         return True
 
     def _watch(self) -> list[PlannedStage]:
@@ -216,15 +231,13 @@ class Execution:
             result = active.handle.result()
         except Interrupted as error:
             self._end(planned, active.run_id, State.INTERRUPTED, error.message, error.hint)
-            if not self._failed:
-                raise
-            return False
+            raise
         except Exception as error:  # a stage may fail in any way; the others and the registry go on
             message, hint = ledger.failure(error)
             self._end(planned, active.run_id, State.FAILED, message, hint)
             failure = StageFailedError(f"{planned.name} failed: {message}", hint)
             failure.__cause__ = error
-            self._fail(failure)
+            self._fail(planned, failure)
             return False
         self._finish(active, result)
         return True
@@ -245,14 +258,20 @@ class Execution:
         for note in result.notes:
             self._say(planned, note)
 
-    def _fail(self, failure: StageFailedError) -> None:
-        """Nothing new is started. Training stops (it can go on later); what else runs is let through."""
-        if self._failed:
-            return
-        self._failed = failure
-        self._stop([a for a in self._active.values() if a.planned.spec.kind not in LET_THROUGH])
-        for active in self._active.values():
-            self._display.message(f"{active.planned.name} runs on to its end, so that it is kept")
+    def _fail(self, planned: PlannedStage, failure: StageFailedError) -> None:
+        """What only the pairs of the failed stage need is not started. What trains for them stops (it can go on later);
+        what else runs for them is let through."""
+        self._failures[planned.key] = failure
+        wanted = {key for pair in self._plan.without(self._failures) for key in self._plan.needed(pair)}
+        for key in [key for key in self._waiting if key not in wanted]:
+            del self._waiting[key]
+        if wanted:
+            self._say(planned, failure.message, "error")
+        unwanted = [active for key, active in self._active.items() if key not in wanted]
+        self._stop([active for active in unwanted if active.planned.spec.kind not in LET_THROUGH])
+        for active in unwanted:
+            if active.planned.key in self._active:
+                self._display.message(f"{active.planned.name} runs on to its end, so that it is kept")
 
     def _stop(self, chosen: list[Active]) -> None:
         """Cancel stages and wait until they have stored what they have."""

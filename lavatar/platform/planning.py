@@ -1,4 +1,4 @@
-"""From two subjects and a recipe to stages with keys.
+"""From pairs of subjects and a recipe to stages with keys.
 
 A key is the digest of everything the stage's result depends on, and of nothing else: two jobs that need the same stage
 have the same key and share one execution. What only says how often or where something is done (logging, checkpoints,
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ class WarmSource:
     release: Path
 
 
-PairChoice = Callable[[str, Callable[[WarmSource | None], str]], WarmSource | None]
-"""From the avatar's key, and what the pair's key is for each place to begin at, to the place; None: cold."""
+PairChoice = Callable[[Person, str, Callable[[WarmSource | None], str]], WarmSource | None]
+"""From the actor, the avatar's key, and what the pair's key is for each place to begin at, to the place; None: cold."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class PlannedPair:
     head: PlannedStage
     bridge: PlannedStage
     preview: PlannedStage
+    warm: WarmSource | None = None  # where the bridge begins
 
     @property
     def release(self) -> Path:
@@ -124,7 +126,6 @@ class Plan:
     pairs: tuple[PlannedPair, ...]
     recipe: Recipe
     stages: tuple[PlannedStage, ...]
-    warm: WarmSource | None = None  # where the pair begins
 
     @property
     def avatar(self) -> str:
@@ -142,33 +143,86 @@ class Plan:
         return {f"preprocess:{p.name}": p for pair in self.pairs for p in (pair.avatar, pair.actor)}
 
     def stage(self, kind: StageKind) -> PlannedStage:
-        """The last stage of that kind (for preprocessing: the actor's)."""
+        """The last stage of that kind."""
         return next(s for s in reversed(self.stages) if s.spec.kind is kind)
+
+    def needed(self, pair: PlannedPair) -> set[str]:
+        """The keys of the pair's last stage and of all that it needs."""
+        found: set[str] = set()
+        open_keys = [pair.preview.key]
+        while open_keys:
+            key = open_keys.pop()
+            if key not in found:
+                found.add(key)
+                open_keys += self._by_key[key].needs
+        return found
+
+    @cached_property
+    def _by_key(self) -> dict[str, PlannedStage]:
+        return {stage.key: stage for stage in self.stages}
+
+    def without(self, failed: Collection[str]) -> list[PlannedPair]:
+        """The pairs that need no stage of these keys."""
+        return [pair for pair in self.pairs if self.needed(pair).isdisjoint(failed)]
 
 
 def plan(
     home_root: Path,
     out_dir: Any,
-    avatar: Person,
-    actor: Person,
+    pairs: Sequence[tuple[Person, Person]],
     recipe: Recipe,
-    choose: PairChoice = lambda avatar_key, pair_key: None,
+    choose: PairChoice = lambda actor, avatar_key, pair_key: None,
 ) -> Plan:
-    """The stages of `avatar` driven by `actor`. `out_dir(kind, key)` says where a stage's result goes, `choose` where
-    the pair begins."""
+    """The stages of a job: for each of `pairs` an avatar driven by an actor, and what several need made once.
+
+    `out_dir(kind, key)` says where a stage's result goes, `choose` where a pair begins. The order of the pairs, and a
+    pair that is named twice, change nothing. Raises UsageError, ConfigError.
+    """
+    named = {(avatar.name, actor.name): (avatar, actor) for avatar, actor in pairs}
+    chosen = [named[names] for names in sorted(named)]
+    for avatar, actor in chosen:
+        require_two(avatar, actor)
+    people = by_name([person for pair in chosen for person in pair])
+    builder = Builder(home_root, out_dir, recipe)
+    data = {name: builder.preprocess(person) for name, person in people.items()}
+    heads = {avatar.name: builder.avatar(avatar, data[avatar.name]) for avatar, _ in chosen}
+    planned = []
+    for avatar, actor in chosen:
+        head = heads[avatar.name]
+        parts = (avatar, actor, data[avatar.name], data[actor.name], head)
+        warm = choose(actor, head.key, partial(_pair_key, builder, parts))
+        bridge = builder.pair(*parts, warm)
+        planned.append(PlannedPair(avatar, actor, head, bridge, builder.preview(*parts, bridge), warm))
+    ordered = [*data.values(), *heads.values(), *(pair.bridge for pair in planned), *(pair.preview for pair in planned)]
+    unique = {stage.key: stage for stage in ordered}
+    names = [part for pair in planned for part in (pair.avatar.name, pair.actor.name, pair.preview.key)]
+    return Plan(digest("job", *names)[:10], tuple(planned), recipe, tuple(unique.values()))
+
+
+def _pair_key(
+    builder: Builder,
+    parts: tuple[Person, Person, PlannedStage, PlannedStage, PlannedStage],
+    start: WarmSource | None,
+) -> str:
+    return builder.pair(*parts, start).key
+
+
+def require_two(avatar: Person, actor: Person) -> None:
+    """Raises UsageError where avatar and actor have one name."""
     if avatar.name == actor.name:
         same = "Name two subjects: how the avatar follows its own held-out performance is measured in every job."
         other = f"Add one of the two videos under a name of its own: lavatar subjects add {actor.name}2 VIDEO"
         raise UsageError(f"avatar and actor are both {avatar.name!r}", same if avatar.digest == actor.digest else other)
-    builder = Builder(home_root, out_dir, recipe)
-    data_a, data_b = builder.preprocess(avatar), builder.preprocess(actor)
-    head = builder.avatar(avatar, data_a)
-    warm = choose(head.key, lambda start: builder.pair(avatar, actor, data_a, data_b, head, start).key)
-    bridge = builder.pair(avatar, actor, data_a, data_b, head, warm)
-    preview = builder.preview(avatar, actor, data_a, data_b, head, bridge)
-    unique = {stage.key: stage for stage in (data_a, data_b, head, bridge, preview)}
-    job_id = digest("job", avatar.name, actor.name, preview.key)[:10]
-    return Plan(job_id, (PlannedPair(avatar, actor, head, bridge, preview),), recipe, tuple(unique.values()), warm)
+
+
+def by_name(people: Sequence[Person]) -> dict[str, Person]:
+    """Each person once, in the order of the names. Raises UsageError where one name stands for two videos."""
+    found: dict[str, Person] = {}
+    for person in sorted(people, key=lambda p: p.name):
+        if found.setdefault(person.name, person).digest != person.digest:
+            way_out = f"Add one of the two videos under a name of its own: lavatar subjects add {person.name}2 VIDEO"
+            raise UsageError(f"two videos are named {person.name!r}", way_out)
+    return found
 
 
 class Builder:

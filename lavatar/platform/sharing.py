@@ -19,6 +19,7 @@ from lavatar.platform.planning import (
     Plan,
     PlannedPair,
     PlannedStage,
+    by_name,
     digest,
     label,
     listed,
@@ -51,16 +52,6 @@ def plan_shared(
     stages = (*data.values(), *heads.values(), shared, *(pair.preview for pair in planned))
     job_id = digest("job", list(heads_of), list(drivers), [pair.preview.key for pair in planned])[:10]
     return Plan(job_id, planned, recipe, stages)
-
-
-def by_name(people: Sequence[Person]) -> dict[str, Person]:
-    """Each person once, in the order of the names. Raises UsageError where one name stands for two videos."""
-    found: dict[str, Person] = {}
-    for person in sorted(people, key=lambda p: p.name):
-        if found.setdefault(person.name, person).digest != person.digest:
-            way_out = f"Add one of the two videos under a name of its own: lavatar subjects add {person.name}2 VIDEO"
-            raise UsageError(f"two videos are named {person.name!r}", way_out)
-    return found
 
 
 def require_one_name_each(data: Mapping[str, PlannedStage]) -> None:

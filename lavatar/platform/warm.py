@@ -20,7 +20,7 @@ from lavatar.errors import JobError
 from lavatar.platform import ledger
 from lavatar.platform.finished import recipe_of
 from lavatar.platform.home import Home
-from lavatar.platform.planning import WarmSource, release_dir
+from lavatar.platform.planning import Person, WarmSource, release_dir
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, JobPair, JobStage, Stage
@@ -48,14 +48,15 @@ class _Trained:
 
 @dataclass(frozen=True)
 class WarmChoice:
-    """Chooses where the pair of `actor_digest` (what the actor's name stands for) begins."""
+    """Chooses where a pair begins (planning.PairChoice)."""
 
     registry: Registry
     home: Home
     recipe: Recipe
-    actor_digest: str
 
-    def __call__(self, avatar_key: str, pair_key: Callable[[WarmSource | None], str]) -> WarmSource | None:
+    def __call__(
+        self, actor: Person, avatar_key: str, pair_key: Callable[[WarmSource | None], str]
+    ) -> WarmSource | None:
         """Where it began if it was planned before, else the best that there is; None: cold."""
         if not self.recipe.pair_learning.warm:
             return None
@@ -65,7 +66,7 @@ class WarmChoice:
         if known is not None:
             before = ways[known]
             return before.source(self.home) if before else None
-        fitting = [t for t in trained if self._fits(t)]
+        fitting = [t for t in trained if self._fits(t, actor)]
         return max(fitting, key=_rank).source(self.home) if fitting else None
 
     def _known(self, ways: Mapping[str, _Trained | None]) -> str | None:
@@ -82,9 +83,9 @@ class WarmChoice:
     def _startable(self, start: _Trained | None) -> bool:
         return start is None or start.there(self.home)
 
-    def _fits(self, trained: _Trained) -> bool:
+    def _fits(self, trained: _Trained, actor: Person) -> bool:
         """Finished and there, of another actor, and of a Y-network and losses that are the same."""
-        if trained.stage.state != State.FINISHED.value or trained.pair.actor_digest == self.actor_digest:
+        if trained.stage.state != State.FINISHED.value or trained.pair.actor_digest == actor.digest:
             return False
         try:
             theirs = recipe_of(self.registry, trained.job)

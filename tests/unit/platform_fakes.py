@@ -67,7 +67,13 @@ def tiny(*overrides: str) -> Recipe:
 def make_plan(home: Home, avatar: str = "A", actor: str = "B", *overrides: str) -> Plan:
     """A job of two synthetic people; the seed is the name's first letter."""
     people = [person(name, ord(name[0])) for name in (avatar, actor)]
-    return planning.plan(home.root, home.out_dir, people[0], people[1], tiny(*overrides))
+    return planning.plan(home.root, home.out_dir, [(people[0], people[1])], tiny(*overrides))
+
+
+def make_plan_of(home: Home, pairs: str, *overrides: str) -> Plan:
+    """A job of several pairs, such as "AB AC DB": avatar and actor, a letter a person."""
+    people = [(person(a, ord(a)), person(b, ord(b))) for a, b in pairs.split()]
+    return planning.plan(home.root, home.out_dir, people, tiny(*overrides))
 
 
 def make_shared_plan(home: Home, avatars: str, actors: str, *overrides: str) -> Plan:

@@ -28,7 +28,18 @@ from lavatar.platform.report import report, report_text
 from lavatar.platform.states import State
 
 sys.path.insert(0, str(Path(__file__).parent))
-from platform_fakes import FakeHandle, FakeRunner, NoTracker, Recorder, finish, fresh, make_plan, office, plain_digest
+from platform_fakes import (
+    FakeHandle,
+    FakeRunner,
+    NoTracker,
+    Recorder,
+    finish,
+    fresh,
+    make_plan,
+    make_plan_of,
+    office,
+    plain_digest,
+)
 
 __all__ = ["plain_digest"]
 pytestmark = pytest.mark.usefixtures("plain_digest", "home", "no_mlflow")
@@ -178,6 +189,85 @@ def test_a_failure_stops_training_that_runs_beside_it(world: tuple[Home, Registr
     with pytest.raises(StageFailedError, match="two faces"):
         run_job(office(home, registry, FakeRunner({"avatar": train, "preprocess:B": late})), plan)
     assert states(registry, plan)["avatar"] == "interrupted"
+
+
+def broken(handle: FakeHandle) -> StageResult:
+    raise FaceError("no face", "Use another video.")
+
+
+def states_of(registry: Registry, plan: Plan) -> dict[str, str]:
+    return {view.name: view.stage.state for view in ledger.job_stages(registry, plan.job_id)}
+
+
+def test_a_job_of_many_pairs_makes_once_what_several_need(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan, runner = make_plan_of(home, "AB AC DB"), FakeRunner()
+    run_job(office(home, registry, runner), plan)
+    assert sorted(runner.started) == [
+        "avatar:A", "avatar:D", "pair:A<-B", "pair:A<-C", "pair:D<-B", "preprocess:A", "preprocess:B", "preprocess:C",
+        "preprocess:D", "preview:A<-B", "preview:A<-C", "preview:D<-B",
+    ]  # fmt: skip
+    result = report(registry, home, plan.job_id)
+    assert result["state"] == "finished"
+    assert [(pair["avatar"], pair["actor"], bool(pair["video"])) for pair in result["pairs"]] == [
+        ("A", "B", True), ("A", "C", True), ("D", "B", True),
+    ]  # fmt: skip
+    alone = FakeRunner()
+    run_job(office(home, registry, alone), make_plan(home, "A", "C"))
+    assert alone.started == [], "a job of one of these pairs finds everything"
+
+
+@pytest.mark.parametrize(
+    ("fails", "lost"),
+    [
+        ("pair:A<-B", ["A<-B"]),
+        ("preview:A<-B", ["A<-B"]),
+        ("preprocess:B", ["A<-B", "D<-B"]),
+        ("avatar:A", ["A<-B", "A<-C"]),
+    ],
+)
+def test_a_failure_ends_its_own_pairs_and_no_others(world: tuple[Home, Registry], fails: str, lost: list[str]) -> None:
+    home, registry = world
+    plan = make_plan_of(home, "AB AC DB")
+    with pytest.raises(StageFailedError) as caught:
+        run_job(office(home, registry, FakeRunner({fails: broken})), plan)
+    assert caught.value.message == f"{len(lost)} of 3 pairs failed: {fails} failed: no face"
+    assert caught.value.hint == "Use another video."
+    after = states_of(registry, plan)
+    assert after.pop(fails) == "failed"
+    for pair in ("A<-B", "A<-C", "D<-B"):
+        if pair not in lost:
+            assert after[f"preview:{pair}"] == "finished"
+        elif not fails.startswith("preview"):
+            assert after[f"preview:{pair}"] == "pending"
+    assert ledger.get_job(registry, plan.job_id).state == "failed"
+    again = FakeRunner()
+    run_job(office(home, registry, again), plan)
+    assert fails in again.started
+    assert not [name for name in again.started if any(name.endswith(p) for p in {"A<-B", "A<-C", "D<-B"} - {*lost})]
+    assert ledger.get_job(registry, plan.job_id).state == "finished"
+
+
+def test_two_failures_are_counted_and_training_for_nobody_stops(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    training = threading.Event()
+
+    def train(handle: FakeHandle) -> StageResult:
+        training.set()
+        handle.until_cancelled()
+        raise AssertionError
+
+    def late(handle: FakeHandle) -> StageResult:
+        training.wait(10)
+        raise FaceError("two faces")
+
+    plan = make_plan_of(home, "AB CD")
+    runner = FakeRunner({"avatar:A": train, "preprocess:B": late, "pair:C<-D": broken})
+    with pytest.raises(StageFailedError, match=r"2 of 2 pairs failed: .* and 1 more"):
+        run_job(office(home, registry, runner), plan)
+    after = states_of(registry, plan)
+    assert after["avatar:A"] == "interrupted", "it goes on when its actor has been mended"
+    assert (after["avatar:C"], after["pair:C<-D"], after["pair:A<-B"]) == ("finished", "failed", "pending")
 
 
 def test_an_unexpected_exception_fails_the_stage_too(world: tuple[Home, Registry]) -> None:

@@ -15,7 +15,7 @@ from lavatar.platform.home import Home
 from lavatar.platform.planning import CADENCE, KEYLESS_SECTIONS, SECTIONS, Person, Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from platform_fakes import make_plan, person, plain_digest, tiny
+from platform_fakes import make_plan, make_plan_of, person, plain_digest, tiny
 
 pytestmark = pytest.mark.usefixtures("plain_digest", "home")
 __all__ = ["plain_digest"]
@@ -98,7 +98,7 @@ def test_nobody_drives_themselves() -> None:
         make_plan(HOME, "A", "A")
     assert caught.value.hint.startswith("Name two subjects")
     with pytest.raises(UsageError, match="both 'A'") as caught:
-        planning.plan(HOME.root, HOME.out_dir, person("A", 1), person("A", 2), tiny())
+        planning.plan(HOME.root, HOME.out_dir, [(person("A", 1), person("A", 2))], tiny())
     assert "lavatar subjects add A2 VIDEO" in caught.value.hint
 
 
@@ -106,7 +106,7 @@ def test_no_tracker_for_synthetic_people_looks_at_a_video() -> None:
     video = Person("V", "digest", VideoSource("V", path=Path("v.mp4")))
     for pair in ((video, person("B", 1)), (person("B", 1), video)):
         with pytest.raises(ConfigError, match=r"preprocess\.tracker is synthetic, but 'V' is a video"):
-            planning.plan(HOME.root, HOME.out_dir, *pair, tiny("preprocess.tracker=synthetic"))
+            planning.plan(HOME.root, HOME.out_dir, [pair], tiny("preprocess.tracker=synthetic"))
     assert len(make_plan(HOME, "A", "B", "preprocess.tracker=synthetic").stages) == 5
 
 
@@ -123,11 +123,11 @@ def test_weights_are_asked_for_before_anything_starts(tmp_path: Path, monkeypatc
 def test_the_evaluation_of_real_people_does_not_refuse_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "weights_present", lambda name: False)
     people = [Person(name, name, VideoSource(name, path=Path(f"{name}.mp4"))) for name in ("A", "B")]
-    preview = planning.plan(HOME.root, HOME.out_dir, people[0], people[1], tiny()).stage(StageKind.PREVIEW)
+    preview = planning.plan(HOME.root, HOME.out_dir, [(people[0], people[1])], tiny()).stage(StageKind.PREVIEW)
     planning.require_weights([preview])
     assert preview.optional_weights == ("lpips_alexnet", "face_recognition", "face_landmarker")
     monkeypatch.setattr(planning, "weights_present", lambda name: True)
-    again = planning.plan(HOME.root, HOME.out_dir, people[0], people[1], tiny()).stage(StageKind.PREVIEW)
+    again = planning.plan(HOME.root, HOME.out_dir, [(people[0], people[1])], tiny()).stage(StageKind.PREVIEW)
     assert again.key != preview.key  # measured once they are there
 
 
@@ -145,3 +145,20 @@ def test_space_grows_with_the_video_and_shrinks_with_what_is_done() -> None:
     assert planning.space_needed(list(plan.stages), long) > planning.space_needed(list(plan.stages), {})
     assert planning.space_needed([], {}) < planning.space_needed(list(plan.stages), {})
     assert tiny("preprocess.max_frames=10").preprocess.max_frames == 10
+
+
+def test_order_and_repetition_of_pairs_change_nothing() -> None:
+    one, other = make_plan_of(HOME, "AB DB AC"), make_plan_of(HOME, "AC AB AB DB")
+    assert one == other
+    assert [(p.avatar.name, p.actor.name) for p in one.pairs] == [("A", "B"), ("A", "C"), ("D", "B")]
+    assert len(one.stages) == 4 + 2 + 3 + 3
+    for pair in one.pairs:
+        alone = make_plan(HOME, pair.avatar.name, pair.actor.name)
+        assert {stage.key for stage in alone.stages} == one.needed(pair), "its stages have the keys of a job of its own"
+    assert make_plan_of(HOME, "AB").job_id == make_plan(HOME, "A", "B").job_id
+
+
+def test_one_name_for_two_videos_is_refused_whatever_pairs_they_are_in() -> None:
+    pairs = [(person("A", 1), person("B", 2)), (person("C", 3), person("B", 4))]
+    with pytest.raises(UsageError, match="two videos are named 'B'"):
+        planning.plan(HOME.root, HOME.out_dir, pairs, tiny())

@@ -217,13 +217,14 @@ def test_names_in_one_line() -> None:
     assert many.endswith(", …")
 
 
-def test_several_people_need_the_flag(lavatar: Any) -> None:
+def test_several_people_are_a_job_of_pairs_or_share_a_network(lavatar: Any) -> None:
     for seed, name in enumerate("abc"):
         lavatar("subjects", "add", "--synthetic", str(seed), name)
     several = ("submit", "--avatar", "a", "--avatar", "b", "--actor", "c")
-    code, out, err = lavatar(*several)
-    assert (code, out) == (2, "")
-    assert "Add --shared" in err
+    code, out, _ = lavatar(*several, "--dry-run", "--json")
+    assert code == 0
+    names = [stage["name"] for stage in json.loads(out)["stages"]]
+    assert names[-4:] == ["pair:a<-c", "pair:b<-c", "preview:a<-c", "preview:b<-c"]
     code, out, _ = lavatar(*several, "--shared", "--dry-run", "--json")
     assert code == 0
     dry = json.loads(out)

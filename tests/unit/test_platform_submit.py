@@ -108,3 +108,70 @@ def test_a_cut_off_video_is_not_added(lavatar: Any, tmp_path: Path) -> None:
     assert code == 1
     assert "truncated or damaged" in err
     assert names(lavatar) == []
+
+
+def test_a_file_of_pairs_is_a_job(lavatar: Any, tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        lavatar("subjects", "add", "--synthetic", str(seed), name)
+    file = tmp_path / "pairs.yaml"
+    file.write_text("- {avatar: a, actor: b}\n- {avatar: c, actor: b}\n")
+    code, out, _ = lavatar("submit", "--pairs", file, "--dry-run", "--json")
+    assert code == 0
+    stages = [stage["name"] for stage in json.loads(out)["stages"]]
+    assert stages == [
+        "preprocess:a", "preprocess:b", "preprocess:c", "avatar:a", "avatar:c", "pair:a<-b", "pair:c<-b",
+        "preview:a<-b", "preview:c<-b",
+    ]  # fmt: skip
+    assert json.loads(out)["warm"] == {"a<-b": None, "c<-b": None}
+    two = ("submit", "--avatar", "a", "--avatar", "c", "--actor", "b", "--dry-run", "--json")
+    assert lavatar(*two)[1] == out, "the same pairs are the same job"
+    every = json.loads(lavatar(*two[:5], "--actor", "a", "--actor", "b", *two[-2:])[1])
+    assert [s["name"] for s in every["stages"] if s["name"].startswith("pair:")] == [
+        "pair:a<-b",
+        "pair:c<-a",
+        "pair:c<-b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no list of pairs"),
+        ("avatar: a", "no list of pairs"),
+        ("- {avatar: a, actor: b}\n- {avatar: a}", "entry 2 is no pair"),
+        ("- {avatar: a, actor: b, also: c}", "entry 1 is no pair"),
+        ("- {avatar: a, actor: 7}", "entry 1 is no pair"),
+        ("- {avatar: a, actor: ''}", "entry 1 is no pair"),
+        ("- [a, b]", "entry 1 is no pair"),
+        ("- {avatar: a", "is no YAML"),
+        ("- !!python/object/apply:os.system [touch /tmp/owned]", "is no YAML"),
+        ("\x00", "is no YAML"),
+        ("- {avatar: a, actor: nobody}", "there is no subject 'nobody'"),
+    ],
+)
+def test_a_bad_file_of_pairs_is_told(lavatar: Any, tmp_path: Path, text: str, words: str) -> None:
+    lavatar("subjects", "add", "--synthetic", "0", "a")
+    lavatar("subjects", "add", "--synthetic", "1", "b")
+    file = tmp_path / "pairs.yaml"
+    file.write_text(text)
+    code, out, err = lavatar("submit", "--pairs", file)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert json.loads(lavatar("jobs", "list", "--json")[1])["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pairs", "missing.yaml"), "cannot be read"),
+        (("--pairs", "x.yaml", "--avatar", "a"), "goes with none of"),
+        (("--pairs", "x.yaml", "--shared"), "goes with none of"),
+        (("--avatar", "a"), "--actor is missing"),
+        (("--actor", "a"), "--avatar is missing"),
+        ((), "--avatar is missing"),
+    ],
+)
+def test_who_is_meant_has_to_be_said_once(lavatar: Any, options: tuple[str, ...], words: str) -> None:
+    code, out, err = lavatar("submit", *options)
+    assert (code, out) == (2, "")
+    assert words in err

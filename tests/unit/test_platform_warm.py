@@ -44,8 +44,8 @@ def warm_plan(world: World, actor: str, *overrides: str, avatar: str = "A") -> P
     """As `lavatar submit` plans it."""
     home, registry = world
     recipe, people = tiny(*overrides), [person(name, ord(name[0])) for name in (avatar, actor)]
-    choice = WarmChoice(registry, home, recipe, people[1].digest)
-    return planning.plan(home.root, home.out_dir, people[0], people[1], recipe, choice)
+    choice = WarmChoice(registry, home, recipe)
+    return planning.plan(home.root, home.out_dir, [(people[0], people[1])], recipe, choice)
 
 
 def run(world: World, plan: Plan, r: float | None = None, **bodies: object) -> FakeRunner:
@@ -67,24 +67,24 @@ def test_the_first_pair_is_cold_and_the_second_begins_at_it(world: World) -> Non
     run(world, first)
     second = warm_plan(world, "C")
     assert second.warm is not None
-    assert second.warm.name == "A<-B"
+    assert second.pairs[0].warm.name == "A<-B"
     pair = first.stage(StageKind.PAIR)
     assert second.stage(StageKind.PAIR).spec.inputs["warm"] == planning.release_dir(pair.spec.out_dir)
-    assert warm_plan(world, "C", avatar="D").warm is None, "that avatar has no pair"
+    assert warm_plan(world, "C", avatar="D").pairs[0].warm is None, "that avatar has no pair"
 
 
 def test_the_best_is_the_one_whose_expressions_follow_best_else_the_newest(world: World) -> None:
     cold = "pair_learning.warm=false"
     for actor, r in (("B", 0.6), ("C", 0.8), ("D", 0.7), ("E", None)):
         run(world, warm_plan(world, actor, cold), r)
-    best = warm_plan(world, "Z").warm
+    best = warm_plan(world, "Z").pairs[0].warm
     assert best is not None
     assert best.name == "A<-C", "not the newest, and not one that nobody measured"
     other = world[0].root / "other"
     unmeasured = fresh(other)
     for actor in "BC":
         run(unmeasured, warm_plan(unmeasured, actor, cold), None)
-    newest = warm_plan(unmeasured, "Z").warm
+    newest = warm_plan(unmeasured, "Z").pairs[0].warm
     assert newest is not None
     assert newest.name == "A<-C"
 
@@ -101,13 +101,13 @@ def test_the_best_is_the_one_whose_expressions_follow_best_else_the_newest(world
 )
 def test_only_a_pair_of_the_same_avatar_network_and_loss_fits(world: World, override: str, fits: bool) -> None:
     run(world, warm_plan(world, "B"))
-    assert (warm_plan(world, "C", override).warm is not None) == fits
+    assert (warm_plan(world, "C", override).pairs[0].warm is not None) == fits
 
 
 def test_the_same_actor_under_other_settings_begins_cold(world: World) -> None:
     """Else no two settings of one pair could be compared."""
     run(world, warm_plan(world, "B"))
-    assert warm_plan(world, "B", "mapping.ridge=0.2").warm is None
+    assert warm_plan(world, "B", "mapping.ridge=0.2").pairs[0].warm is None
 
 
 def test_a_repeated_submit_finds_its_own_result_whatever_was_trained_since(world: World) -> None:
@@ -120,7 +120,7 @@ def test_a_repeated_submit_finds_its_own_result_whatever_was_trained_since(world
         assert again.warm == before
         assert run(world, again).started == []
     assert warm_plan(world, "C").job_id == warm.job_id
-    fresh_one = warm_plan(world, "E").warm
+    fresh_one = warm_plan(world, "E").pairs[0].warm
     assert fresh_one is not None
     assert fresh_one.name == "A<-D"
 
@@ -137,8 +137,8 @@ def test_a_pair_that_stopped_goes_on_from_where_it_began(world: World) -> None:
     again = warm_plan(world, "C")
     assert (again.job_id, again.warm) == (stopped.job_id, stopped.warm)
     assert stopped.warm is not None
-    shutil.rmtree(stopped.warm.release)
-    elsewhere = warm_plan(world, "C").warm
+    shutil.rmtree(stopped.pairs[0].warm.release)
+    elsewhere = warm_plan(world, "C").pairs[0].warm
     assert elsewhere is not None
     assert elsewhere.name == "A<-D", "it cannot begin there any more"
 
@@ -148,14 +148,14 @@ def test_a_finished_pair_outlives_the_one_it_began_at(world: World) -> None:
     warm = warm_plan(world, "C")
     run(world, warm)
     assert warm.warm is not None
-    shutil.rmtree(warm.warm.release)
+    shutil.rmtree(warm.pairs[0].warm.release)
     assert run(world, warm_plan(world, "C")).started == []
 
 
 def test_cold_is_another_pair_and_keeps_the_key_it_always_had(world: World) -> None:
     run(world, warm_plan(world, "B"))
     warm, cold = warm_plan(world, "C"), warm_plan(world, "C", "pair_learning.warm=false")
-    plain = planning.plan(world[0].root, world[0].out_dir, warm.pairs[0].avatar, warm.pairs[0].actor, tiny())
+    plain = planning.plan(world[0].root, world[0].out_dir, [(warm.pairs[0].avatar, warm.pairs[0].actor)], tiny())
     assert cold.warm is None
     assert cold.job_id == plain.job_id != warm.job_id
     assert [s.key for s in cold.stages] == [s.key for s in plain.stages]

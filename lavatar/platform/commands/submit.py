@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--avatar", "avatars", required=True, multiple=True, metavar="NAME|VIDEO", help="Who is animated.")
-@click.option("--actor", "actors", required=True, multiple=True, metavar="NAME|VIDEO", help="Who drives.")
-@click.option("--shared", is_flag=True, help="One network for several avatars and actors, given one by one.")
+@click.option("--avatar", "avatars", multiple=True, metavar="NAME|VIDEO", help="Who is animated; several: one by one.")
+@click.option("--actor", "actors", multiple=True, metavar="NAME|VIDEO", help="Who drives; several drive every avatar.")
+@click.option(
+    "--pairs", "file", type=click.Path(path_type=Path), metavar="FILE.yaml", help="Pairs: [{avatar: A, actor: B}, …]."
+)
+@click.option("--shared", is_flag=True, help="One network for all avatars and actors, not one for each pair.")
 @recipe_options(default="tiny")
 @click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 def submit(
     avatars: tuple[str, ...],
     actors: tuple[str, ...],
+    file: Path | None,
     shared: bool,
     recipe: str,
     overrides: tuple[str, ...],
@@ -35,8 +41,10 @@ def submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make an avatar drivable by an actor.
+    """Make an avatar drivable by an actor, or many by many.
 
+    Every avatar is driven by every actor but itself; --pairs names chosen pairs. What several pairs need is made once,
+    and one that fails stops no other.
     Runs in the foreground. Ctrl-C stops it and keeps what is done; the same command goes on from there.
     A path to a video is taken in place of a name, and adds the person under the file's name.
     """
@@ -44,37 +52,69 @@ def submit(
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import add_subject, resolve
 
-    if not shared and len(avatars) + len(actors) > 2:
-        raise UsageError(
-            f"{len(avatars)} avatars and {len(actors)} actors in one job",
-            "Add --shared to train one network for all of them, or submit each pair by itself.",
-        )
+    named = named_pairs(avatars, actors, file, shared)
     if shared and cold:
         raise UsageError("--cold with --shared has no effect", "A shared network always begins anew: leave --cold out.")
     chosen = load_recipe(recipe, (*overrides, *(("pair_learning.warm=false",) if cold else ())))
     home = Home.from_environment()
     registry = open_registry(home)
-    people = [resolve(registry, name) for name in (*avatars, *actors)]
-    plan = make_plan(home, registry, people[: len(avatars)], people[len(avatars) :], chosen, shared)
+    found = {name: resolve(registry, name) for pair in named for name in pair}
+    plan = make_plan(home, registry, [(found[a], found[b]) for a, b in named], chosen, shared)
     if dry_run:
         _show_plan(home, registry, plan, as_json)
         return
-    people = [add_subject(registry, subject)[0] for subject in people]
+    people = [add_subject(registry, subject)[0] for subject in found.values()]
     _run(home, registry, plan, people, as_json)
 
 
-def make_plan(
-    home: Home, registry: Registry, avatars: list[Subject], actors: list[Subject], recipe: Any, shared: bool
-) -> Plan:
-    """The stages of a job of these people: two of them, or any number that share a network."""
+def named_pairs(
+    avatars: Sequence[str], actors: Sequence[str], file: Path | None, shared: bool
+) -> list[tuple[str, str]]:
+    """(avatar, actor) as the command line names them. Raises UsageError."""
+    if file is not None:
+        if avatars or actors or shared:
+            raise UsageError(
+                "--pairs goes with none of --avatar, --actor and --shared", "Name the pairs in one of the two ways."
+            )
+        return read_pairs(file)
+    if not avatars or not actors:
+        missing = "--actor" if avatars else "--avatar"
+        raise UsageError(f"{missing} is missing", "Name an avatar and an actor, or a file of pairs: --pairs FILE.yaml.")
+    every = [(avatar, actor) for avatar in avatars for actor in actors]
+    return [pair for pair in every if pair[0] != pair[1]] or every[:1]
+
+
+def read_pairs(file: Path) -> list[tuple[str, str]]:
+    """The pairs that a YAML file lists. Raises UsageError, naming the entry that is wrong."""
+    import yaml
+
+    way_out = "Write a list: - {avatar: ada, actor: bruna}"
+    try:
+        entries = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}", way_out) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file} is no YAML: {' '.join(str(error).split())}", way_out) from None
+    if not isinstance(entries, list) or not entries:
+        raise UsageError(f"{file} is no list of pairs", way_out)
+    for number, entry in enumerate(entries, 1):
+        names = entry.values() if isinstance(entry, dict) and set(entry) == {"avatar", "actor"} else ()
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise UsageError(f"{file}: entry {number} is no pair: {str(entry)[:80]!r}", way_out)
+    return [(entry["avatar"], entry["actor"]) for entry in entries]
+
+
+def make_plan(home: Home, registry: Registry, pairs: list[tuple[Subject, Subject]], recipe: Any, shared: bool) -> Plan:
+    """The stages of a job of these pairs; `shared`: of one network for all of their avatars and actors."""
     from lavatar.platform.planning import plan
     from lavatar.platform.sharing import plan_shared
     from lavatar.platform.warm import WarmChoice
 
+    planned = [(person(avatar), person(actor)) for avatar, actor in pairs]
     if shared:
-        return plan_shared(home.root, home.out_dir, [*map(person, avatars)], [*map(person, actors)], recipe)
-    choice = WarmChoice(registry, home, recipe, actors[0].digest)
-    return plan(home.root, home.out_dir, person(avatars[0]), person(actors[0]), recipe, choice)
+        avatars, actors = ([pair[side] for pair in planned] for side in (0, 1))
+        return plan_shared(home.root, home.out_dir, avatars, actors, recipe)
+    return plan(home.root, home.out_dir, planned, recipe, WarmChoice(registry, home, recipe))
 
 
 def person(subject: Subject) -> Person:
@@ -109,8 +149,8 @@ def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_j
     with reserved():
         try:
             display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
-            if plan.warm:
-                display.message(f"the pair begins at {plan.warm.name} (--cold: it does not)")
+            for text in warm_texts(plan):
+                display.message(text)
             run_job(office, plan)
         except LavatarError as error:
             if as_json and job_known(registry, plan.job_id):
@@ -126,6 +166,15 @@ def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_j
             answer_json(result)
         else:
             answer(report_text(result))
+
+
+def warm_texts(plan: Plan) -> list[str]:
+    """Which pairs begin at another one."""
+    return [
+        f"{pair.avatar.name}<-{pair.actor.name} begins at {pair.warm.name} (--cold: it does not)"
+        for pair in plan.pairs
+        if pair.warm
+    ]
 
 
 def job_known(registry: Registry, job_id: str) -> bool:
@@ -161,6 +210,7 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
                 "missing_weights": missing,
             }
         )
+    warm = {f"{p.avatar.name}<-{p.actor.name}": p.warm.name if p.warm else None for p in plan.pairs}
     space = space_needed([s for s in plan.stages if s.key not in done], plan.people)
     if as_json:
         answer_json(
@@ -168,7 +218,7 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
                 "job": plan.job_id,
                 "recipe": plan.recipe.name,
                 "dry_run": True,
-                "warm": plan.warm.name if plan.warm else None,
+                "warm": next(iter(warm.values())) if len(plan.pairs) == 1 else warm,
                 "disk_bytes": space,
                 "stages": stages,
             }
@@ -181,8 +231,8 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
         weights = ", ".join(n + (" (missing)" if n in row["missing_weights"] else "") for n in row["weights"])
         rows.append((row["name"], row["key"][:12], "done" if row["cached"] else "to do", needs, weights or "-"))
     answer(table(rows, ("STAGE", "KEY", "STATE", "RESOURCES", "WEIGHTS")))
-    if plan.warm:
-        answer(f"the pair begins at {plan.warm.name} (--cold: it does not)")
+    for text in warm_texts(plan):
+        answer(text)
     answer(f"disk: about {size_text(space)}; free: {size_text(home.free_bytes())}")
     missing = sorted({name for row in stages for name in row["missing_weights"]})
     if missing:
