@@ -34,6 +34,7 @@ from lavatar.platform.planning import (
 from lavatar.platform.progress import Display, DisplaySink
 from lavatar.platform.states import State
 from lavatar.platform.tracking import Tracker
+from lavatar.training.files import write_json
 
 if TYPE_CHECKING:
     from lavatar.cluster.plans import PlanFactory
@@ -173,7 +174,7 @@ def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, stage: Planned
         seconds = phase_seconds(build(stage.spec, NullSink()), Worker(device=device_of(stage.spec)))
         steps = affordable(60 * amount, seconds[0], sum(seconds[1:]), recipe.mapping_training.steps)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds}))
+        write_json(kept, {"steps": steps, "seconds_a_step": seconds})
     return with_steps(recipe, which, int(read_row(kept)["steps"]))
 
 
