@@ -17,7 +17,8 @@
     │   ├── UnknownJobError         no job of that id
     │   ├── StageBusyError          another process owns the stage
     │   └── StageFailedError        a stage of the job failed
-    └── Interrupted                 exit code 130: Ctrl-C or a cancel; what was done is kept
+    └── Interrupted                 exit code 130: Ctrl-C or a signal; what was done is kept
+        └── Cancelled               somebody cancelled the job
 
 Each carries `message` (what happened, the value got, the value wanted) and `hint` (what to do next). They are caught
 once, in `lavatar.platform.cli`.
@@ -113,6 +114,10 @@ class StageFailedError(JobError):
 
 
 class Interrupted(LavatarError):
-    """Ctrl-C or a cancel. What was finished is kept and a repeated submit goes on from there."""
+    """Ctrl-C, a signal or a cancel. What was finished is kept and a repeated submit goes on from there."""
 
     exit_code = 130
+
+
+class Cancelled(Interrupted):
+    """Somebody asked the job to stop. What was finished is kept."""

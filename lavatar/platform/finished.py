@@ -93,16 +93,20 @@ def recipe_of(registry: Registry, job: Job) -> Recipe:
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
         raise JobError(
             f"job {job.id} was made by another lavatar: {where} of its recipe does not fit ({first['msg']})",
-            f"Make it again: {_command(registry, job)}",
+            f"Make it again: {command_of(registry, job)}",
         ) from error
 
 
-def _command(registry: Registry, job: Job) -> str:
+def command_of(registry: Registry, job: Job) -> str:
     """What submits these people again."""
     pairs = ledger.job_pairs(registry, job.id)
-    words = [f"--avatar {name}" for name in dict.fromkeys(pair.avatar for pair in pairs)]
-    words += [f"--actor {name}" for name in dict.fromkeys(pair.actor for pair in pairs)]
-    return " ".join(["lavatar submit", *(["--shared"] if len(pairs) > 1 else []), *words])
+    avatars, actors = (list(dict.fromkeys(getattr(pair, role) for pair in pairs)) for role in ("avatar", "actor"))
+    shared = any(view.stage.kind == StageKind.SHARED for view in ledger.job_stages(registry, job.id))
+    every = {(avatar, actor) for avatar in avatars for actor in actors if avatar != actor}
+    if every != {(pair.avatar, pair.actor) for pair in pairs}:
+        return "lavatar submit --pairs FILE.yaml"
+    words = [*(f"--avatar {name}" for name in avatars), *(f"--actor {name}" for name in actors)]
+    return " ".join(["lavatar submit", *(["--shared"] if shared else []), *words])
 
 
 def _known(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:

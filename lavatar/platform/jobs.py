@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from lavatar.contracts import StageKind
-from lavatar.errors import Interrupted, JobError, LavatarError
+from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
@@ -47,7 +47,7 @@ def run_job(office: Office, plan: Plan) -> None:
             office.display.state(stage.name, "cached")
         return
     job = ledger.claim_job(registry, plan.job_id, office.owner)
-    with _ending(office, plan.job_id), _Heartbeat(registry, office.owner) as pulse:
+    with _ending(office, plan.job_id), _Heartbeat(registry, office.owner, plan.job_id) as pulse:
         _run_claimed(office, plan, job, todo, pulse)
 
 
@@ -160,14 +160,13 @@ def _ending(office: Office, job_id: str) -> Iterator[None]:
         with terminate_as_interrupt():
             yield
     except STOPS as error:
-        text = "interrupted; what is done is kept"
+        state = State.CANCELLED if isinstance(error, Cancelled) else State.INTERRUPTED
+        text, way_out = f"{state.value}; what is done is kept", f"Take it up again: lavatar jobs resume {job_id}"
         ledger.record(registry, job_id, text, level="warning")
-        ledger.end_job(registry, job_id, owner, State.INTERRUPTED, text, "Submit again: it goes on from there.")
+        ledger.end_job(registry, job_id, owner, state, text, way_out)
         if isinstance(error, Interrupted):
             raise
-        raise Interrupted(
-            f"job {job_id} interrupted; what is done is kept", "Submit again: it goes on from there."
-        ) from None
+        raise Interrupted(f"job {job_id} interrupted; what is done is kept", f"{way_out}, or submit again.") from None
     except BaseException as error:
         message, hint = ledger.failure(error)
         with contextlib.suppress(LavatarError):  # the first error is the one to show
@@ -180,11 +179,14 @@ def _ending(office: Office, job_id: str) -> Iterator[None]:
 
 
 class _Heartbeat:
-    """Renews this process's leases while a job runs. `check` raises when they were lost: it was thought dead."""
+    """Renews this process's leases while a job runs.
 
-    def __init__(self, registry: Registry, owner: Owner) -> None:
-        self._registry, self._owner = registry, owner
-        self._stop, self._lost = threading.Event(), threading.Event()
+    `check` raises JobError when they were lost (the process was thought dead), Cancelled when the job was cancelled.
+    """
+
+    def __init__(self, registry: Registry, owner: Owner, job_id: str) -> None:
+        self._registry, self._owner, self._job_id = registry, owner, job_id
+        self._stop, self._lost, self._cancelled = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> _Heartbeat:
@@ -198,6 +200,11 @@ class _Heartbeat:
     def check(self) -> None:
         if self._lost.is_set():
             raise taken_over("this job")
+        if self._cancelled.is_set():
+            raise Cancelled(
+                f"job {self._job_id} was cancelled; what is done is kept",
+                f"Take it up again: lavatar jobs resume {self._job_id}",
+            )
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -205,3 +212,5 @@ class _Heartbeat:
                 if heartbeat(session, self._owner) == 0:
                     self._lost.set()
                     return
+                if ledger.cancel_asked(session, self._owner):
+                    self._cancelled.set()

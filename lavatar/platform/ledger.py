@@ -86,7 +86,31 @@ def claim_job(registry: Registry, job_id: str, owner: Owner) -> Job:
         if job.state == State.FINISHED:
             move(job, State.PENDING)
         leases.claim(job, owner, job_id)
+        job.cancel = False
         return job
+
+
+def cancel_job(registry: Registry, job_id: str) -> State:
+    """Its state afterwards: still running where its process was asked to stop, cancelled where none runs it.
+
+    A job that is finished or cancelled stays so.
+    """
+    with registry.write() as session:
+        job = _job(session, job_id)
+        if job.state == State.RUNNING and not leases.owner_alive(job):
+            leases.abandon(job)
+        if job.state == State.RUNNING:
+            job.cancel = True
+        elif job.state not in (State.FINISHED, State.CANCELLED):
+            move(job, State.CANCELLED)
+            job.message, job.hint = "cancelled", f"Take it up again: lavatar jobs resume {job.id}"
+        return State(job.state)
+
+
+def cancel_asked(session: Session, owner: Owner) -> bool:
+    """Whether the job that `owner` runs was asked to stop."""
+    asked = select(Job.id).where(Job.owner == owner.id, Job.state == State.RUNNING.value, Job.cancel.is_(True))
+    return session.scalars(asked).first() is not None
 
 
 def claim_stage(registry: Registry, key: str, owner: Owner, job_id: str) -> Stage:

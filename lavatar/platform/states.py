@@ -4,6 +4,8 @@ pending ──► running ──► finished ──► pending   (its files were
               │  ▲
               │  └──── failed, interrupted      (a submit tries again; training goes on from its checkpoint)
               └─────►  failed, interrupted      (interrupted: Ctrl-C, or the owner died)
+
+A job may also be cancelled, from any state but finished, and taken up again; its stages are then interrupted.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ class State(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    CANCELLED = "cancelled"
 
 
 ALLOWED: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.RUNNING}),
-    State.RUNNING: frozenset({State.FINISHED, State.FAILED, State.INTERRUPTED}),
+    State.PENDING: frozenset({State.RUNNING, State.CANCELLED}),
+    State.RUNNING: frozenset({State.FINISHED, State.FAILED, State.INTERRUPTED, State.CANCELLED}),
     State.FINISHED: frozenset({State.PENDING}),
-    State.FAILED: frozenset({State.RUNNING}),
-    State.INTERRUPTED: frozenset({State.RUNNING}),
+    State.FAILED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.INTERRUPTED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.CANCELLED: frozenset({State.RUNNING}),
 }
 
 

@@ -97,6 +97,7 @@ class Job(Leased, Base):
     recipe_name: Mapped[str] = mapped_column(String(32))
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
     experiment: Mapped[str] = mapped_column(String(220), default="")
+    cancel: Mapped[bool] = mapped_column(Boolean, default=False)  # whoever runs it was asked to stop
 
     def __repr__(self) -> str:
         return f"job {self.id} ({self.avatar} <- {self.actor})"

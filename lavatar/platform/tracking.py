@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 EVALUATION = "evaluation"
 _LONGEST_PARAM = 500
-_STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED"}
+_STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED", State.CANCELLED: "KILLED"}
 
 Warn = Callable[[str], None]
 

@@ -1,7 +1,7 @@
 """What `lavatar submit` survives, nothing replaced: Ray, DeepSpeed, MLflow, SQLite, synthetic subjects, toy sizes.
 
-One job is submitted, its training worker is killed, then its driver, then it is interrupted, and then it finishes: what
-a user sees at each turn, and that each step of the curve is there once, in one MLflow run.
+One job is submitted, its training worker is killed, then its driver, then it is interrupted, then cancelled from another
+process, and then it finishes: what a user sees at each turn, and that each step of the curve is there once, in one MLflow run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from submit_files import LIMIT, TOY, Lavatar, descendants, stopped, training_wor
 
 from lavatar.platform.home import Home
 
-STEPS = 600
+STEPS = 800
 pytestmark = pytest.mark.slow  # a whole job through three kinds of death: minutes
 
 
@@ -72,7 +72,19 @@ def result(lavatar: Lavatar) -> dict[str, Any]:
     _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == [], "an interrupted driver leaves processes behind"
 
-    code, out = lavatar(*job(lavatar, "bob", "--json"))
+    third = lavatar.start("jobs", "resume", row.job_id or "", "--json")
+    row = lavatar.wait_for(third, "avatar:ann", (row.done or 0) + 20)
+    family = descendants(third.pid)
+    for _ in range(2):
+        code, out = lavatar("jobs", "cancel", row.job_id or "", "--json")
+        assert (code, json.loads(out)["cancel_asked"]) == (0, True)
+    out, _ = third.communicate(timeout=LIMIT)
+    assert third.returncode == 130
+    assert json.loads(out)["state"] == "cancelled"
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == [], "a cancelled driver leaves processes behind"
+
+    code, out = lavatar("jobs", "retry", row.job_id or "", "--json")
     assert code == 0, lavatar.errors()
     report: dict[str, Any] = json.loads(out)
     return report
@@ -84,7 +96,7 @@ def test_the_curve_goes_on_in_the_same_run_with_each_step_once(lavatar: Lavatar,
     client = connect(Home(lavatar.home))
     row = lavatar.stage("avatar:ann")
     assert row is not None
-    assert row.attempts == 3
+    assert row.attempts == 4
     run = client.get_run(row.mlflow_run_id)
     assert run.info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(row.mlflow_run_id, "avatar/total")]

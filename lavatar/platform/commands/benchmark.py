@@ -69,7 +69,7 @@ def method(
     from lavatar.configs.methods import build_methods
     from lavatar.platform.benchmark import Row
     from lavatar.platform.benchmark_budget import Budget
-    from lavatar.platform.commands.submit import person
+    from lavatar.platform.planned import person
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import resolve
 

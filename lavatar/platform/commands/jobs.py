@@ -1,4 +1,4 @@
-"""lavatar jobs: what was submitted."""
+"""lavatar jobs: what was submitted, and what is to become of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lavatar.platform.output import answer, answer_json, note, table
 
 @click.group()
 def jobs() -> None:
-    """What was submitted: list, show, logs."""
+    """What was submitted: list, show, logs, cancel, resume, retry."""
 
 
 @jobs.command(name="list")
@@ -83,6 +83,72 @@ def logs(job: str, as_json: bool) -> None:
         where = f"{event.stage}: " if event.stage else ""
         level = "" if event.level == "info" else f"{event.level}: "
         answer(f"{_when(event.time)} {where}{level}{event.text}")
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def cancel(job: str, as_json: bool) -> None:
+    """Stop a job, wherever it runs. What is done is kept, training stores a checkpoint first.
+
+    Cancelling a job that is cancelled or finished changes nothing.
+    """
+    from lavatar.platform.ledger import cancel_job, get_job
+    from lavatar.platform.registry import open_registry
+    from lavatar.platform.states import State
+
+    registry = open_registry(Home.from_environment())
+    row = get_job(registry, job)
+    state = cancel_job(registry, row.id)
+    if as_json:
+        answer_json({"job": row.id, "state": state.value, "cancel_asked": state is State.RUNNING})
+    elif state is State.RUNNING:
+        answer(f"job {row.id} was asked to stop; see: lavatar jobs show {row.id}")
+    else:
+        answer(f"job {row.id} is {state.value}")
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def resume(job: str, as_json: bool) -> None:
+    """Take a job up where it stopped, with the recipe it was submitted with. Runs in the foreground, as submit does.
+
+    Resuming a job that runs or is finished changes nothing.
+    """
+    _take_up(job, as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def retry(job: str, as_json: bool) -> None:
+    """Try what failed in a job again; what it finished is kept. The same as resume for a job that was stopped."""
+    _take_up(job, as_json)
+
+
+def _take_up(job: str, as_json: bool) -> None:
+    from lavatar.platform.commands.foreground import run_plan
+    from lavatar.platform.ledger import get_job, release_dead
+    from lavatar.platform.planned import stored_plan
+    from lavatar.platform.registry import open_registry
+    from lavatar.platform.report import report, report_text
+    from lavatar.platform.states import State
+
+    home = Home.from_environment()
+    registry = open_registry(home)
+    release_dead(registry)
+    row = get_job(registry, job)
+    if row.state == State.RUNNING:
+        result = report(registry, home, row.id)
+        answer_json(result) if as_json else answer(f"job {row.id} is running already (process {row.owner_pid})")
+        return
+    if row.state == State.FINISHED:
+        result = report(registry, home, row.id)
+        answer_json(result) if as_json else answer(report_text(result))
+        return
+    plan, people = stored_plan(home, registry, row)
+    run_plan(home, registry, plan, people, as_json)
 
 
 def _when(seconds: float) -> str:

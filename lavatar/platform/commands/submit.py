@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavatar.errors import LavatarError, UsageError
+from lavatar.errors import UsageError
+from lavatar.platform.commands.foreground import run_plan, warm_texts
 from lavatar.platform.commands.options import json_option, recipe_options
 from lavatar.platform.home import Home, size_text
-from lavatar.platform.output import answer, answer_json, note, reserved, table
+from lavatar.platform.output import answer, answer_json, note, table
 
 if TYPE_CHECKING:
-    from lavatar.platform.planning import Person, Plan
+    from lavatar.platform.planning import Plan
     from lavatar.platform.registry import Registry
-    from lavatar.platform.tables import Subject
 
 
 @click.command()
@@ -49,6 +49,7 @@ def submit(
     A path to a video is taken in place of a name, and adds the person under the file's name.
     """
     from lavatar.configs.recipe import load_recipe
+    from lavatar.platform.planned import make_plan
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import add_subject, resolve
 
@@ -64,7 +65,7 @@ def submit(
         _show_plan(home, registry, plan, as_json)
         return
     people = [add_subject(registry, subject)[0] for subject in found.values()]
-    _run(home, registry, plan, people, as_json)
+    run_plan(home, registry, plan, people, as_json)
 
 
 def named_pairs(
@@ -102,91 +103,6 @@ def read_pairs(file: Path) -> list[tuple[str, str]]:
         if not names or not all(isinstance(name, str) and name for name in names):
             raise UsageError(f"{file}: entry {number} is no pair: {str(entry)[:80]!r}", way_out)
     return [(entry["avatar"], entry["actor"]) for entry in entries]
-
-
-def make_plan(home: Home, registry: Registry, pairs: list[tuple[Subject, Subject]], recipe: Any, shared: bool) -> Plan:
-    """The stages of a job of these pairs; `shared`: of one network for all of their avatars and actors."""
-    from lavatar.platform.planning import plan
-    from lavatar.platform.sharing import plan_shared
-    from lavatar.platform.warm import WarmChoice
-
-    planned = [(person(avatar), person(actor)) for avatar, actor in pairs]
-    if shared:
-        avatars, actors = ([pair[side] for pair in planned] for side in (0, 1))
-        return plan_shared(home.root, home.out_dir, avatars, actors, recipe)
-    return plan(home.root, home.out_dir, planned, recipe, WarmChoice(registry, home, recipe))
-
-
-def person(subject: Subject) -> Person:
-    """A registered subject as planning wants it."""
-    from lavatar.platform.planning import Person
-    from lavatar.platform.subjects import source_of
-
-    video = subject.video or {}
-    frames = video.get("frames") or round((video.get("duration") or 0) * (video.get("fps") or 0))  # WebM has no count
-    return Person(subject.name, subject.digest, source_of(subject), frames or None)
-
-
-def _run(home: Home, registry: Registry, plan: Plan, people: list[Subject], as_json: bool) -> None:
-    from lavatar.platform.execution import Office
-    from lavatar.platform.jobs import run_job
-    from lavatar.platform.leases import Owner
-    from lavatar.platform.progress import open_display
-    from lavatar.platform.report import report, report_text
-    from lavatar.platform.subjects import require_unchanged
-
-    for subject in people:
-        require_unchanged(subject)
-    display = open_display()
-    backend = plan.recipe.resources.backend
-
-    def open_runner() -> Any:
-        from lavatar.cluster.stages import StageRunner
-
-        return StageRunner(home.root, backend=backend, dashboard=plan.recipe.resources.dashboard)
-
-    office = Office(home, registry, display, open_runner, Owner.current())
-    with reserved():
-        try:
-            display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
-            for text in warm_texts(plan):
-                display.message(text)
-            run_job(office, plan)
-        except LavatarError as error:
-            if as_json and job_known(registry, plan.job_id):
-                answer_json(
-                    {**report(registry, home, plan.job_id), "error": {"message": error.message, "hint": error.hint}}
-                )
-                error.answered = True  # type: ignore[attr-defined]
-            raise
-        finally:
-            display.close()
-        result = report(registry, home, plan.job_id)
-        if as_json:
-            answer_json(result)
-        else:
-            answer(report_text(result))
-
-
-def warm_texts(plan: Plan) -> list[str]:
-    """Which pairs begin at another one."""
-    return [
-        f"{pair.avatar.name}<-{pair.actor.name} begins at {pair.warm.name} (--cold: it does not)"
-        for pair in plan.pairs
-        if pair.warm
-    ]
-
-
-def job_known(registry: Registry, job_id: str) -> bool:
-    """Whether the job got as far as the registry."""
-    from lavatar.errors import UnknownJobError
-    from lavatar.platform.ledger import get_job
-
-    try:
-        get_job(registry, job_id)
-    except UnknownJobError:
-        return False
-    return True
 
 
 def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> None:

@@ -1,0 +1,78 @@
+"""A job in the foreground: what submit and jobs resume have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lavatar.errors import LavatarError
+from lavatar.platform.home import Home
+from lavatar.platform.output import answer, answer_json, reserved
+
+if TYPE_CHECKING:
+    from lavatar.platform.planning import Plan
+    from lavatar.platform.registry import Registry
+    from lavatar.platform.tables import Subject
+
+
+def run_plan(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject], as_json: bool) -> None:
+    """Bring the job of `plan` to its end and answer with its report. Raises what `run_job` raises."""
+    from lavatar.platform.execution import Office
+    from lavatar.platform.jobs import run_job
+    from lavatar.platform.leases import Owner
+    from lavatar.platform.progress import open_display
+    from lavatar.platform.report import report, report_text
+    from lavatar.platform.subjects import require_unchanged
+
+    for subject in people:
+        require_unchanged(subject)
+    display = open_display()
+    backend = plan.recipe.resources.backend
+
+    def open_runner() -> Any:
+        from lavatar.cluster.stages import StageRunner
+
+        return StageRunner(home.root, backend=backend, dashboard=plan.recipe.resources.dashboard)
+
+    office = Office(home, registry, display, open_runner, Owner.current())
+    with reserved():
+        try:
+            display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
+            for text in warm_texts(plan):
+                display.message(text)
+            run_job(office, plan)
+        except LavatarError as error:
+            if as_json and job_known(registry, plan.job_id):
+                answer_json(
+                    {**report(registry, home, plan.job_id), "error": {"message": error.message, "hint": error.hint}}
+                )
+                error.answered = True  # type: ignore[attr-defined]
+            raise
+        finally:
+            display.close()
+        result = report(registry, home, plan.job_id)
+        if as_json:
+            answer_json(result)
+        else:
+            answer(report_text(result))
+
+
+def warm_texts(plan: Plan) -> list[str]:
+    """Which pairs begin at another one."""
+    return [
+        f"{pair.avatar.name}<-{pair.actor.name} begins at {pair.warm.name} (--cold: it does not)"
+        for pair in plan.pairs
+        if pair.warm
+    ]
+
+
+def job_known(registry: Registry, job_id: str) -> bool:
+    """Whether the job got as far as the registry."""
+    from lavatar.errors import UnknownJobError
+    from lavatar.platform.ledger import get_job
+
+    try:
+        get_job(registry, job_id)
+    except UnknownJobError:
+        return False
+    return True

@@ -1,0 +1,189 @@
+"""Jobs that are cancelled, resumed and retried: from another process, from the registry alone, twice over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavatar.contracts import StageKind, StageResult
+from lavatar.errors import Cancelled, FaceError, JobError, StageFailedError, UnknownSubjectError
+from lavatar.platform import jobs, ledger
+from lavatar.platform.home import Home
+from lavatar.platform.jobs import run_job
+from lavatar.platform.planned import make_plan, stored_plan
+from lavatar.platform.planning import METHOD_VERSION, Plan
+from lavatar.platform.registry import Registry, open_registry
+from lavatar.platform.states import State
+from lavatar.platform.subjects import add_subject, describe_synthetic, remove_subject
+
+sys.path.insert(0, str(Path(__file__).parent))
+from platform_fakes import FakeHandle, FakeRunner, NoTracker, fresh, make_plan_of, office, plain_digest, tiny
+
+__all__ = ["plain_digest"]
+pytestmark = pytest.mark.usefixtures("plain_digest", "home", "quick")
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "Tracker", NoTracker)
+    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[Home, Registry]:
+    return fresh(tmp_path)
+
+
+def _drive(root: Path, training: Any) -> None:
+    """A job in a process of its own that trains until somebody stops it."""
+    home, registry = fresh(root)
+
+    def train(handle: FakeHandle) -> StageResult:
+        training.set()
+        handle.until_cancelled()
+        raise AssertionError
+
+    try:
+        run_job(office(home, registry, FakeRunner({"avatar": train})), make_plan_of(home, "AB"))
+    except Cancelled as error:
+        os._exit(error.exit_code)
+
+
+def running_job(root: Path) -> multiprocessing.Process:
+    training = fork.Event()
+    process = fork.Process(target=_drive, args=(root, training))
+    process.start()
+    assert training.wait(30)
+    return process
+
+
+def test_a_cancel_from_another_process_stops_the_job_and_a_second_one_changes_nothing(tmp_path: Path) -> None:
+    process = running_job(tmp_path)
+    home, registry = Home(tmp_path), open_registry(Home(tmp_path))
+    plan = make_plan_of(home, "AB")
+    assert ledger.cancel_job(registry, plan.job_id) is State.RUNNING
+    assert ledger.cancel_job(registry, plan.job_id) is State.RUNNING
+    process.join(30)
+    assert process.exitcode == 130
+    job = ledger.get_job(registry, plan.job_id)
+    assert (job.state, job.hint) == ("cancelled", f"Take it up again: lavatar jobs resume {plan.job_id}")
+    states = {view.name: view.stage.state for view in ledger.job_stages(registry, plan.job_id)}
+    assert (states["preprocess:A"], states["avatar:A"], states["pair:A<-B"]) == ("finished", "interrupted", "pending")
+    assert ledger.cancel_job(registry, plan.job_id) is State.CANCELLED
+    runner = FakeRunner()
+    run_job(office(home, registry, runner), plan)
+    assert runner.started == ["avatar:A", "pair:A<-B", "preview:A<-B"], "what was asked of the first attempt is over"
+    assert ledger.cancel_job(registry, plan.job_id) is State.FINISHED
+
+
+def test_a_job_whose_process_died_is_cancelled_at_once(tmp_path: Path) -> None:
+    process = running_job(tmp_path)
+    process.kill()
+    process.join()
+    registry = open_registry(Home(tmp_path))
+    assert ledger.cancel_job(registry, make_plan_of(Home(tmp_path), "AB").job_id) is State.CANCELLED
+
+
+@pytest.mark.parametrize("seen", ["pending", "failed"])
+def test_a_job_that_nobody_runs_is_cancelled_at_once(world: tuple[Home, Registry], seen: str) -> None:
+    home, registry = world
+    plan = make_plan_of(home, "AB")
+    ledger.store_plan(registry, home, plan, "x")
+    if seen == "failed":
+        with pytest.raises(StageFailedError):
+            run_job(office(home, registry, FakeRunner({"avatar": broken})), plan)
+    assert ledger.get_job(registry, plan.job_id).state == seen
+    assert ledger.cancel_job(registry, plan.job_id) is State.CANCELLED
+
+
+def broken(handle: FakeHandle) -> StageResult:
+    raise FaceError("no face")
+
+
+def planned(world: tuple[Home, Registry], pairs: str, *overrides: str, shared: bool = False) -> Plan:
+    """A job as submit plans it, written down and not run; each letter is a synthetic person."""
+    home, registry = world
+    people = {name: add_subject(registry, describe_synthetic(name, ord(name)))[0] for name in sorted({*pairs} - {" "})}
+    named = [(people[a], people[b]) for a, b in pairs.split()]
+    plan = make_plan(home, registry, named, tiny(*overrides), shared)
+    ledger.store_plan(registry, home, plan, "x")
+    return plan
+
+
+@pytest.mark.parametrize(("pairs", "shared"), [("ab", False), ("ab ac db", False), ("ac bc", True)])
+def test_a_stored_job_is_planned_as_it_was_submitted(world: tuple[Home, Registry], pairs: str, shared: bool) -> None:
+    home, registry = world
+    plan = planned(world, pairs, "avatar_training.steps=77", shared=shared)
+    again, people = stored_plan(home, registry, ledger.get_job(registry, plan.job_id))
+    assert [(s.key, s.name) for s in again.stages] == [(s.key, s.name) for s in plan.stages]
+    assert again.recipe.avatar_training.steps == 77
+    assert {person.name for person in people} == {*pairs} - {" "}
+
+
+def test_a_job_whose_people_are_others_today_is_not_taken_up(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    plan = planned(world, "ab cb")
+    remove_subject(registry, "b")
+    job = ledger.get_job(registry, plan.job_id)
+    with pytest.raises(UnknownSubjectError, match="no subject 'b'"):
+        stored_plan(home, registry, job)
+    add_subject(registry, describe_synthetic("b", 7))
+    with pytest.raises(JobError, match="'b' is another video than when job") as caught:
+        stored_plan(home, registry, job)
+    assert caught.value.hint == "Submit it anew: lavatar submit --avatar a --avatar c --actor b"
+
+
+def test_a_job_of_another_lavatar_is_not_taken_up(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, registry = world
+    plan = planned(world, "ab cd")
+    monkeypatch.setattr("lavatar.platform.planning.METHOD_VERSION", {**METHOD_VERSION, StageKind.AVATAR: 99})
+    with pytest.raises(JobError, match="made by another lavatar") as caught:
+        stored_plan(home, registry, ledger.get_job(registry, plan.job_id))
+    assert caught.value.hint == "Submit it anew: lavatar submit --pairs FILE.yaml", "not every avatar has every actor"
+
+
+@pytest.mark.parametrize("verb", ["resume", "retry"])
+def test_the_command_line_takes_a_job_up_once(
+    lavatar: Any, home: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Home.from_environment()
+    registry = open_registry(place)
+    plan = planned((place, registry), "ab")
+    runner = FakeRunner()
+    monkeypatch.setattr("lavatar.cluster.stages.StageRunner", lambda *args, **options: runner.open())
+    code, out, _ = lavatar("jobs", "cancel", plan.job_id[:6], "--json")
+    assert (code, json.loads(out)) == (0, {"job": plan.job_id, "state": "cancelled", "cancel_asked": False})
+    assert lavatar("jobs", "cancel", plan.job_id)[1] == f"job {plan.job_id} is cancelled\n"
+    assert json.loads(lavatar("jobs", "list", "--json")[1])["jobs"][0]["state"] == "cancelled"
+    code, out, err = lavatar("jobs", verb, plan.job_id[:6], "--json")
+    assert code == 0, err
+    assert json.loads(out)["state"] == "finished"
+    assert len(runner.started) == 5
+    code, out, _ = lavatar("jobs", verb, plan.job_id)
+    assert (code, len(runner.started)) == (0, 5), "finished: nothing is run again"
+    assert f"job {plan.job_id} finished" in out
+    assert lavatar("jobs", "cancel", plan.job_id)[1] == f"job {plan.job_id} is finished\n"
+    assert lavatar("jobs", verb, "nosuch")[0] == 2
+
+
+def test_a_running_job_is_not_taken_up_twice(lavatar: Any, home: Path) -> None:
+    process = running_job(Home.from_environment().root)
+    job = make_plan_of(Home.from_environment(), "AB").job_id
+    code, out, _ = lavatar("jobs", "resume", job)
+    assert (code, out) == (0, f"job {job} is running already (process {process.pid})\n")
+    code, out, _ = lavatar("jobs", "cancel", job)
+    assert (code, out) == (0, f"job {job} was asked to stop; see: lavatar jobs show {job}\n")
+    process.join(30)
+    assert process.exitcode == 130
