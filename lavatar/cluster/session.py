@@ -70,7 +70,7 @@ class Session:
             if self.record:
                 self.record.unlink(missing_ok=True)
             if self.folder:
-                _remove_ended_sessions(self.folder)
+                remove_ended(self.folder)
 
 
 def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashboard: bool | None = None) -> Session:
@@ -78,11 +78,11 @@ def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashb
     if already_connected():
         return _joined()
     root = private_folder(home)
-    prepare_environment(home, _token(root))
+    prepare_environment(home, token_of(home))
     import ray
 
     temp = root / "t"
-    _remove_ended_sessions(temp)
+    remove_ended(temp)
     options: dict[str, Any] = {"num_gpus": gpus} if gpus is not None else {}
     options["num_cpus"] = cpus or os.cpu_count()
     options["include_dashboard"] = (os.cpu_count() or 1) >= 4 if dashboard is None else dashboard
@@ -93,7 +93,7 @@ def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashb
         except BaseException as error:
             with contextlib.suppress(Exception):
                 ray.shutdown()
-            _remove_ended_sessions(temp)
+            remove_ended(temp)
             if isinstance(error, LavatarError) or not isinstance(error, Exception):
                 raise
             if left and "timed out" in str(error):
@@ -139,9 +139,10 @@ def attach(home: Path, address: str) -> Session:
         if name in OPENMP or name in contained(home) or name.startswith(("LAVATAR_", "MLFLOW_", "RAY_TRAIN_"))
     }
     try:
-        context: Any = ray.init(
-            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed}
-        )
+        with _loopback_only() if address.startswith("127.0.0.1:") else contextlib.nullcontext(), _sigterm_kept():
+            context: Any = ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed}
+            )
     except Exception as error:
         raise JobError(
             f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}",
@@ -160,7 +161,7 @@ def running(home: Path) -> list[str | None]:
     """Each Ray that a job of this home runs now: the address of its dashboard, None without one; those with one first.
     Imports no ray."""
     found: list[str | None] = []
-    for record in sorted(_root(home).glob("session-*.json")):
+    for record in sorted(root_of(home).glob("session-*.json")):
         try:
             data = json.loads(record.read_text())
             os.kill(int(data["pid"]), 0)
@@ -172,7 +173,7 @@ def running(home: Path) -> list[str | None]:
 
 def private_folder(home: Path) -> Path:
     """HOME/ray, or a short stand-in for it, readable by its owner only."""
-    folder = _root(home)
+    folder = root_of(home)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -183,7 +184,8 @@ def private_folder(home: Path) -> Path:
     return folder
 
 
-def _root(home: Path) -> Path:
+def root_of(home: Path) -> Path:
+    """HOME/ray, or its stand-in; makes nothing."""
     folder = Path(home).absolute() / "ray"
     if len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT:
         return folder
@@ -191,8 +193,9 @@ def _root(home: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"lavatar-{os.getuid()}-{short}"
 
 
-def _token(root: Path) -> Path:
+def token_of(home: Path) -> Path:
     """The file with this user's token, made at the first start."""
+    root = private_folder(home)
     path = root / "token"
     if not path.exists():
         partial = root / f".token-{os.getpid()}"
@@ -282,7 +285,7 @@ def _joined() -> Session:
     return Session(ray.get_runtime_context().gcs_address, None, False)
 
 
-def _remove_ended_sessions(temp: Path) -> None:
+def remove_ended(temp: Path) -> None:
     """Folders of Ray sessions whose process is gone (its number ends the name)."""
     for folder in temp.glob("session_*_*"):
         number = folder.name.rpartition("_")[2]

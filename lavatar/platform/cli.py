@@ -18,8 +18,12 @@ from lavatar.errors import LavatarError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "subjects": ("lavatar.platform.commands.subjects:subjects", "The people: add, list, show, remove."),
-    "submit": ("lavatar.platform.commands.submit:submit", "Make an avatar drivable by an actor."),
-    "jobs": ("lavatar.platform.commands.jobs:jobs", "What was submitted: list, show, logs."),
+    "submit": ("lavatar.platform.commands.submit:submit", "Make an avatar drivable by an actor, or many by many."),
+    "jobs": ("lavatar.platform.commands.jobs:jobs", "What was submitted: list, show, logs, cancel, resume, retry."),
+    "cluster": (
+        "lavatar.platform.commands.cluster:cluster",
+        "A Ray cluster that outlives its commands: up, join, status, down.",
+    ),
     "reenact": ("lavatar.platform.commands.reenact:reenact", "Drive an avatar by any video of its actor."),
     "evaluate": ("lavatar.platform.commands.evaluate:evaluate", "Measure a finished avatar or pair again."),
     "benchmark": ("lavatar.platform.commands.benchmark:benchmark", "Compare methods, trained and measured alike."),

@@ -14,6 +14,7 @@ from lavatar.contracts import StageKind
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
+from lavatar.platform.home import Home
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
 from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
 from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
@@ -29,17 +30,8 @@ def run_job(office: Office, plan: Plan) -> None:
 
     What is missing (WeightsError, StorageError) is told before the job is written down: nobody would ever run it.
     """
-    registry, home = office.registry, office.home
-    keys = [stage.key for stage in plan.stages]
-    ledger.release_dead(registry)
-    for lost in ledger.reopen_lost(registry, home, keys):
-        office.display.message(f"the files of {lost.name} are gone: it is done again", "warning")
-    done = ledger.finished(registry, home, keys)
-    todo = [stage for stage in plan.stages if stage.key not in done]
-    if todo:
-        require_weights(todo)
-        home.require_space(space_needed(todo, plan.people))
-    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
+    registry = office.registry
+    todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"))
     job = ledger.get_job(registry, plan.job_id)
     if not todo and job.state == State.FINISHED and not _unregistered(office, plan):
         for stage in plan.stages:
@@ -49,6 +41,21 @@ def run_job(office: Office, plan: Plan) -> None:
     job = ledger.claim_job(registry, plan.job_id, office.owner)
     with _ending(office, plan.job_id), _Heartbeat(registry, office.owner, plan.job_id) as pulse:
         _run_claimed(office, plan, job, todo, pulse)
+
+
+def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None]) -> list[PlannedStage]:
+    """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
+    keys = [stage.key for stage in plan.stages]
+    ledger.release_dead(registry)
+    for lost in ledger.reopen_lost(registry, home, keys):
+        warn(f"the files of {lost.name} are gone: it is done again")
+    done = ledger.finished(registry, home, keys)
+    todo = [stage for stage in plan.stages if stage.key not in done]
+    if todo:
+        require_weights(todo)
+        home.require_space(space_needed(todo, plan.people))
+    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
+    return todo
 
 
 def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage], pulse: _Heartbeat) -> None:

@@ -107,6 +107,15 @@ def cancel_job(registry: Registry, job_id: str) -> State:
         return State(job.state)
 
 
+def reopen_job(registry: Registry, job_id: str) -> None:
+    """A job that ended, however it did, is wanted again."""
+    with registry.write() as session:
+        job = _job(session, job_id)
+        if job.state != State.PENDING:
+            move(job, State.PENDING)
+            job.message = job.hint = ""
+
+
 def cancel_asked(session: Session, owner: Owner) -> bool:
     """Whether the job that `owner` runs was asked to stop."""
     asked = select(Job.id).where(Job.owner == owner.id, Job.state == State.RUNNING.value, Job.cancel.is_(True))

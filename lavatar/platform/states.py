@@ -5,7 +5,8 @@ pending ──► running ──► finished ──► pending   (its files were
               │  └──── failed, interrupted      (a submit tries again; training goes on from its checkpoint)
               └─────►  failed, interrupted      (interrupted: Ctrl-C, or the owner died)
 
-A job may also be cancelled, from any state but finished, and taken up again; its stages are then interrupted.
+A job may also be cancelled, from any state but finished, and taken up again; its stages are then interrupted. One that
+ended without a result and was handed to a cluster is pending until the cluster begins with it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ ALLOWED: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.RUNNING, State.CANCELLED}),
     State.RUNNING: frozenset({State.FINISHED, State.FAILED, State.INTERRUPTED, State.CANCELLED}),
     State.FINISHED: frozenset({State.PENDING}),
-    State.FAILED: frozenset({State.RUNNING, State.CANCELLED}),
-    State.INTERRUPTED: frozenset({State.RUNNING, State.CANCELLED}),
-    State.CANCELLED: frozenset({State.RUNNING}),
+    State.FAILED: frozenset({State.RUNNING, State.CANCELLED, State.PENDING}),
+    State.INTERRUPTED: frozenset({State.RUNNING, State.CANCELLED, State.PENDING}),
+    State.CANCELLED: frozenset({State.RUNNING, State.PENDING}),
 }
 
 

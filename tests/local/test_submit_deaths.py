@@ -1,7 +1,8 @@
 """What `lavatar submit` survives, nothing replaced: Ray, DeepSpeed, MLflow, SQLite, synthetic subjects, toy sizes.
 
-One job is submitted, its training worker is killed, then its driver, then it is interrupted, then cancelled from another
-process, and then it finishes: what a user sees at each turn, and that each step of the curve is there once, in one MLflow run.
+One job is submitted, its training worker is killed, then its driver, then it is interrupted, then cancelled from
+another process, and then it finishes: what a user sees at each turn, and that each step of the curve is there once, in
+one MLflow run.
 """
 
 from __future__ import annotations

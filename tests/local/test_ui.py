@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lavatar.cluster.session import _token, private_folder
+from lavatar.cluster.session import private_folder, token_of
 from lavatar.platform.commands.ui import _dashboard, _free_port
 from lavatar.platform.home import Home
 
@@ -54,7 +54,7 @@ def runs_ray(tmp_path: Path, dashboard: str | None) -> Path:
     folder = private_folder(tmp_path)
     record = {"pid": os.getpid(), "address": "127.0.0.1:6379", "dashboard": dashboard}
     (folder / f"session-{os.getpid()}.json").write_text(json.dumps(record))
-    return _token(folder)
+    return token_of(tmp_path)
 
 
 def test_json_names_the_dashboard_and_its_token(tmp_path: Path) -> None:

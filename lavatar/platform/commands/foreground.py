@@ -1,4 +1,4 @@
-"""A job in the foreground: what submit and jobs resume have in common."""
+"""A job in the foreground, or handed to a cluster: what submit and jobs resume have in common."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def run_plan(home: Home, registry: Registry, plan: Plan, people: Sequence[Subjec
     backend = plan.recipe.resources.backend
 
     def open_runner() -> Any:
+        from lavatar.cluster.head import address_for
         from lavatar.cluster.stages import StageRunner
 
-        return StageRunner(home.root, backend=backend, dashboard=plan.recipe.resources.dashboard)
+        address = address_for(home.root) if backend == "ray" else None
+        return StageRunner(home.root, address, backend, dashboard=plan.recipe.resources.dashboard)
 
     office = Office(home, registry, display, open_runner, Owner.current())
     with reserved():
@@ -55,6 +57,24 @@ def run_plan(home: Home, registry: Registry, plan: Plan, people: Sequence[Subjec
             answer_json(result)
         else:
             answer(report_text(result))
+
+
+def hand_over(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject], as_json: bool) -> None:
+    """Give the job of `plan` to the cluster that is up and say where to look for it."""
+    from lavatar.platform.detached import detach
+    from lavatar.platform.output import note
+    from lavatar.platform.subjects import require_unchanged
+
+    for subject in people:
+        require_unchanged(subject)
+    cluster, name = detach(home, registry, plan, note)
+    if as_json:
+        answer_json({"job": plan.job_id, "ray_job": name, "address": cluster.address, "dashboard": cluster.dashboard})
+    elif name is None:
+        answer(f"job {plan.job_id} is running or finished already: lavatar jobs show {plan.job_id}")
+    else:
+        answer(f"job {plan.job_id} runs on the cluster at {cluster.address}, as {name} on {cluster.dashboard}")
+        answer(f"  lavatar jobs logs -f {plan.job_id}, jobs show {plan.job_id}, jobs cancel {plan.job_id}")
 
 
 def warm_texts(plan: Plan) -> list[str]:

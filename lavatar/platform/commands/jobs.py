@@ -10,6 +10,8 @@ from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, note, table
 
+FOLLOW_SECONDS = 1.0
+
 
 @click.group()
 def jobs() -> None:
@@ -66,23 +68,35 @@ def show(job: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 @json_option
-def logs(job: str, as_json: bool) -> None:
+def logs(job: str, follow: bool, as_json: bool) -> None:
     """What happened in a job, in order."""
-    from lavatar.platform.ledger import events, get_job
+    from lavatar.errors import UsageError
+    from lavatar.platform.ledger import events, get_job, release_dead
     from lavatar.platform.registry import open_registry
+    from lavatar.platform.states import State
 
+    if follow and as_json:
+        raise UsageError("--follow and --json do not go together", "Leave one of them out.")
     registry = open_registry(Home.from_environment())
     row = get_job(registry, job)
-    found = events(registry, row.id)
     if as_json:
         fields = ("time", "stage", "level", "text")
+        found = events(registry, row.id)
         answer_json({"job": row.id, "events": [{f: getattr(e, f) for f in fields} for e in found]})
         return
-    for event in found:
-        where = f"{event.stage}: " if event.stage else ""
-        level = "" if event.level == "info" else f"{event.level}: "
-        answer(f"{_when(event.time)} {where}{level}{event.text}")
+    last, going = 0, True
+    while going:
+        release_dead(registry)
+        going = follow and get_job(registry, row.id).state in (State.RUNNING, State.PENDING)
+        for event in events(registry, row.id, after=last):
+            where = f"{event.stage}: " if event.stage else ""
+            level = "" if event.level == "info" else f"{event.level}: "
+            answer(f"{_when(event.time)} {where}{level}{event.text}")
+            last = event.id
+        if going:
+            time.sleep(FOLLOW_SECONDS)
 
 
 @jobs.command()
@@ -108,27 +122,39 @@ def cancel(job: str, as_json: bool) -> None:
         answer(f"job {row.id} is {state.value}")
 
 
+_detach = click.option("--detach", is_flag=True, help="On the cluster that is up, as submit --detach.")
+
+
 @jobs.command()
 @click.argument("job")
+@_detach
 @json_option
-def resume(job: str, as_json: bool) -> None:
+def resume(job: str, detach: bool, as_json: bool) -> None:
     """Take a job up where it stopped, with the recipe it was submitted with. Runs in the foreground, as submit does.
 
     Resuming a job that runs or is finished changes nothing.
     """
-    _take_up(job, as_json)
+    _take_up(job, as_json, detach=detach)
 
 
 @jobs.command()
 @click.argument("job")
+@_detach
 @json_option
-def retry(job: str, as_json: bool) -> None:
+def retry(job: str, detach: bool, as_json: bool) -> None:
     """Try what failed in a job again; what it finished is kept. The same as resume for a job that was stopped."""
-    _take_up(job, as_json)
+    _take_up(job, as_json, detach=detach)
 
 
-def _take_up(job: str, as_json: bool) -> None:
-    from lavatar.platform.commands.foreground import run_plan
+@jobs.command(hidden=True)
+@click.argument("job")
+def run(job: str) -> None:
+    """What a cluster runs of a detached job: the same as resume, unless the job was cancelled meanwhile."""
+    _take_up(job, False, but_cancelled=True)
+
+
+def _take_up(job: str, as_json: bool, *, detach: bool = False, but_cancelled: bool = False) -> None:
+    from lavatar.platform.commands.foreground import hand_over, run_plan
     from lavatar.platform.ledger import get_job, release_dead
     from lavatar.platform.planned import stored_plan
     from lavatar.platform.registry import open_registry
@@ -147,8 +173,11 @@ def _take_up(job: str, as_json: bool) -> None:
         result = report(registry, home, row.id)
         answer_json(result) if as_json else answer(report_text(result))
         return
+    if row.state == State.CANCELLED and but_cancelled:
+        answer(f"job {row.id} was cancelled")
+        return
     plan, people = stored_plan(home, registry, row)
-    run_plan(home, registry, plan, people, as_json)
+    hand_over(home, registry, plan, people, as_json) if detach else run_plan(home, registry, plan, people, as_json)
 
 
 def _when(seconds: float) -> str:

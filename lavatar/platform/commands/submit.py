@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavatar.errors import UsageError
-from lavatar.platform.commands.foreground import run_plan, warm_texts
+from lavatar.platform.commands.foreground import hand_over, run_plan, warm_texts
 from lavatar.platform.commands.options import json_option, recipe_options
 from lavatar.platform.home import Home, size_text
 from lavatar.platform.output import answer, answer_json, note, table
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--shared", is_flag=True, help="One network for all avatars and actors, not one for each pair.")
 @recipe_options(default="tiny")
 @click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
+@click.option("--detach", is_flag=True, help="Hand the job to the cluster that is up (lavatar cluster up) and return.")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
 @json_option
 def submit(
@@ -38,6 +39,7 @@ def submit(
     recipe: str,
     overrides: tuple[str, ...],
     cold: bool,
+    detach: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -45,7 +47,8 @@ def submit(
 
     Every avatar is driven by every actor but itself; --pairs names chosen pairs. What several pairs need is made once,
     and one that fails stops no other.
-    Runs in the foreground. Ctrl-C stops it and keeps what is done; the same command goes on from there.
+    Runs in the foreground, but for --detach. Ctrl-C stops it and keeps what is done; the same command goes on from
+    there.
     A path to a video is taken in place of a name, and adds the person under the file's name.
     """
     from lavatar.configs.recipe import load_recipe
@@ -65,7 +68,7 @@ def submit(
         _show_plan(home, registry, plan, as_json)
         return
     people = [add_subject(registry, subject)[0] for subject in found.values()]
-    run_plan(home, registry, plan, people, as_json)
+    hand_over(home, registry, plan, people, as_json) if detach else run_plan(home, registry, plan, people, as_json)
 
 
 def named_pairs(

@@ -1,0 +1,127 @@
+"""A cluster that outlives its commands, nothing replaced: up, a detached job of two pairs, cancelled, resumed, down."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from submit_files import Lavatar
+
+from lavatar.cluster import head
+
+SLOW_AVATAR = 900  # steps: long enough to be cancelled in the middle
+
+
+@pytest.fixture(scope="module")
+def lavatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lavatar]:
+    tool = Lavatar(tmp_path_factory.mktemp("up") / "home")
+    yield tool
+    head.down(tool.home)
+    tool.kill_what_runs()
+
+
+@pytest.fixture(scope="module")
+def cluster(lavatar: Lavatar) -> dict[str, Any]:
+    code, out = lavatar("cluster", "up", "--json")
+    assert code == 0, lavatar.errors()
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def test_a_second_up_finds_the_first_and_status_shows_its_nodes(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
+    assert cluster["started"]
+    again = json.loads(lavatar("cluster", "up", "--json")[1])
+    assert again == {**cluster, "started": False}
+    (node,) = cluster["nodes"]
+    assert node["alive"]
+    assert node["resources"]["CPU"] == psutil.cpu_count()
+    assert "127.0.0.1  alive" in lavatar("cluster", "status")[1]
+
+
+def test_it_listens_on_loopback_and_asks_for_the_token(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
+    token = Path(cluster["token_file"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(cluster["dashboard"] + "/api/jobs/", timeout=30)
+    listening = [
+        connection.laddr.ip
+        for process in head._processes(lavatar.home)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
+    for seed, name in enumerate(("ann", "bob", "cyd")):
+        assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
+    submit = lavatar.submit("ann", "bob", "--actor", "cyd", "--detach", "--json", avatar_training__steps=SLOW_AVATAR)
+    code, out = lavatar(*submit)
+    assert code == 0, lavatar.errors()
+    answer = json.loads(out)
+    job = answer["job"]
+    assert answer["ray_job"] == job
+    listed = head.request(lavatar.home, head.current(lavatar.home), f"/api/jobs/{job}")  # type: ignore[arg-type]
+    assert listed["submission_id"] == job, "Ray's dashboard shows it under its id"
+
+    until(lambda: (lavatar.stage("avatar:ann").done or 0) >= 20 if lavatar.stage("avatar:ann") else False)
+    assert json.loads(lavatar("jobs", "cancel", job, "--json")[1])["cancel_asked"]
+    assert lavatar("jobs", "cancel", job)[0] == 0
+    assert "cancelled; what is done is kept" in lavatar("jobs", "logs", "-f", job)[1]
+    done = lavatar.stage("avatar:ann").done
+    assert json.loads(lavatar("jobs", "cancel", job, "--json")[1]) == {
+        "job": job, "state": "cancelled", "cancel_asked": False,
+    }  # fmt: skip
+
+    assert json.loads(lavatar("jobs", "resume", job, "--detach", "--json")[1])["ray_job"] == f"{job}-2"
+    until(lambda: lavatar.stage("avatar:ann").state == "running")
+    assert json.loads(lavatar(*submit)[1])["ray_job"] is None, "it is running"
+    code, err = lavatar("cluster", "down")[0], lavatar.errors()
+    assert code == 1
+    assert f"jobs are running: {job}" in err
+    followed = lavatar("jobs", "logs", "-f", job)[1].splitlines()
+    assert followed[-1].endswith(" finished"), followed[-5:]
+    report = json.loads(lavatar("jobs", "show", job, "--json")[1])
+    assert report["state"] == "finished"
+    assert [(pair["actor"], Path(pair["video"]).is_file()) for pair in report["pairs"]] == [
+        ("bob", True),
+        ("cyd", True),
+    ]
+    assert lavatar.stage("avatar:ann").attempts == 2
+    assert done is not None
+    assert any(f"step {step} of {SLOW_AVATAR}" in line for line in followed for step in range(20, SLOW_AVATAR))
+    again = json.loads(lavatar("jobs", "resume", job, "--detach", "--json")[1])
+    assert again["state"] == "finished", "nothing is left to do"
+    assert json.loads(lavatar(*submit)[1])["ray_job"] is None
+
+
+def test_down_ends_all_that_was_started_and_nothing_else(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
+    family = {p.pid: p for found in head._processes(lavatar.home) for p in (found, *found.children(recursive=True))}
+    code, out = lavatar("cluster", "down")
+    assert (code, out) == (0, "the cluster is down\n")
+    _, alive = psutil.wait_procs(list(family.values()), timeout=30)
+    assert alive == []
+    assert lavatar("cluster", "down")[1] == "no cluster was up\n"
+    assert lavatar("cluster", "status")[1] == "no cluster is up: lavatar cluster up\n"
+    code, _ = lavatar("submit", "--avatar", "ann", "--actor", "bob", "--detach")
+    assert code == 2
+    assert "lavatar cluster up" in lavatar.errors()
+
+
+def until(condition: Any, seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
