@@ -25,7 +25,8 @@ ON_CPU: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "fast": ("tiny", ()),
     "tiny": ("tiny", ()),
 }
-"""Recipe at full size → recipe at a CPU's size and what is made smaller: the paper's ratios, fewer of everything."""
+"""Recipe at full size → recipe at a CPU's size and what is made smaller: the paper's ratios, fewer of everything, and
+no perceptual term (the steps it costs are worth more at this length: docs/RESULTS.md)."""
 NERFACE_ON_CPU = (
     "avatar.ray_size=128", "avatar.samples=16", "avatar.fine_samples=16", "avatar.field_width=96",
     "avatar_learning.ray_batch=512",

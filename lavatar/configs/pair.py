@@ -81,7 +81,7 @@ class PairLearningConfig(Section):
     feature_weight: float = Field(1.0, ge=1, description="weight of eyes and mouth in the image losses; else 1")
     landmark_weight: float = Field(0.0, ge=0, description="weight of the landmarks read off γ (ynet.landmarks)")
     swapped: float = Field(0.0, ge=0, description="weight of Eq. 8 on the actor's frames as the Y-network swaps them")
-    align_frames: int = Field(1024, ge=16, description="frames that mapping.align takes its statistics from")
+    align_frames: int = Field(1024, ge=16, description="frames that mapping.align and regression take")
     regression: bool = Field(False, description="a mapping without hidden layers begins at the regression of θ on γ")
     warm: bool = Field(False, description="begin at the best finished pair of the same avatar, if there is one")
     warm_steps: float = Field(1.0, gt=0, le=1, description="steps of the Y-network then, of ynet_training.steps")

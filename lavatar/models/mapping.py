@@ -94,18 +94,24 @@ class MappingMLP(nn.Module):
         another factor than the avatar's, that is made up for. deviation: each subject's mean becomes 0 and its
         deviation 1, as if all of them acted alike.
         """
+        own_shape_NL = frames[self.subjects[0]].shape_NL
+        read = len(self.readout_L) if self.reads_landmarks else 0
         too_large_by = {}
         for which, subject in enumerate(self.subjects):
             gamma_NG, shape_NL, rest_N = frames[subject]
             feature_NF = self.features(gamma_NG)
             self.mean_2F[which] = (feature_NF[rest_N] if self.alignment == "rest" else feature_NF).mean(0)
             self.deviation_2F[which] = self._deviation(feature_NF, self.noise_F)
-            said = slice(len(self.readout_L) if self.reads_landmarks else 0)
-            too_large_by[which] = self.deviation_2F[which, said] / self._deviation(shape_NL, READOUT_NOISE)[said]
+            if read:
+                factor_L = self.deviation_2F[which, :read] / self._deviation(shape_NL, READOUT_NOISE)
+                untracked_L = (shape_NL == shape_NL[0]).all(0) | (own_shape_NL == own_shape_NL[0]).all(0)  # no irises
+                too_large_by[which] = (factor_L, untracked_L)
         if self.alignment != "deviation":
             for which in range(1, len(self.subjects)):
                 self.deviation_2F[which] = self.deviation_2F[0]
-                self.deviation_2F[which, : len(too_large_by[0])] *= too_large_by[which] / too_large_by[0]
+                if read:
+                    (own_L, _), (factor_L, untracked_L) = too_large_by[0], too_large_by[which]
+                    self.deviation_2F[which, :read] *= torch.where(untracked_L, 1.0, factor_L / own_L)
 
     @staticmethod
     def _deviation(value_NF: Tensor, noise: Tensor | float) -> Tensor:

@@ -153,6 +153,9 @@ class YNetTask:
         which = 0 if subject in self.avatars else 1
         target, weight = faces.face_B3HH, faces.weight_B1HH
         reconstruction = eq5(self.ynet.decode(gamma_BG, subject), target, self.loss, weight)
+        if not self.loss.image_cycle and self.loss.lambda_code[which] == 0:  # Sec. 5.2.3: Eq. 7 is L_rec alone
+            nothing = {"total": torch.zeros_like(reconstruction["total"])}
+            return eq7(reconstruction, nothing, self.loss.lambda_image[which])
         with torch.set_grad_enabled(self.loss.cross_gradient and torch.is_grad_enabled()):
             swapped_B3HH = self.ynet.decode(gamma_BG, rival)  # I*_ava
         cycled_code_BG = self.ynet.encode(swapped_B3HH)  # γ*_ava

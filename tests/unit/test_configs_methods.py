@@ -47,6 +47,15 @@ def test_a_cpu_s_size_keeps_the_method() -> None:
         paper.recipe.avatar.image_size / paper.recipe.avatar.ray_size == full.avatar.image_size / full.avatar.ray_size
     )
     assert paper.recipe.ynet_loss == full.ynet_loss
+    sizes = {
+        "avatar": "image_size ray_size samples triplane_size triplane_channels generator_capacity "
+        "generator_max_channels encoder_widths density_hidden color_hidden feature_channels superresolution_capacity",
+        "avatar_loss": "lambda_vgg",
+        "ynet": "face_size encoder_widths neck_width decoder_widths",
+    }
+    changed = {f"{section}.{key}" for section, keys in sizes.items() for key in keys.split()}
+    found = {d for d in differences(paper.recipe, full) if not d.startswith("resources.")}
+    assert changed - {"avatar.color_hidden"} <= found <= changed
     (fast,) = build_methods(["fast"], ["latentavatar"], size="cpu")
     assert differences(fast.recipe, load_recipe("tiny")) == set()
 

@@ -125,3 +125,16 @@ def test_gain_exaggerates_about_the_mean() -> None:
         driven.append(mapping(own, "avatar").detach())
     torch.testing.assert_close(driven[1] - theta.mean(0), 2 * (driven[0] - theta.mean(0)), atol=1e-4, rtol=0)
     assert float(driven[0].var(0).sum()) == pytest.approx(float(theta.var(0).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("blind", ["avatar", "actor"])
+def test_landmarks_that_were_not_tracked_have_no_true_size(blind: str) -> None:
+    """Irises may be missing in one of the videos: their columns are 0 there, and say nothing of what γ overstates."""
+    mapping = MappingMLP(MappingConfig(hidden=(), reads="landmarks", align="mean"), 2, 1, landmark_dim=2)
+    identity_readout(mapping)
+    shape = 50 * torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
+    seen = {name: shape * torch.tensor([1.0, 0.0 if name == blind else 1.0]) for name in ("avatar", "actor")}
+    mapping.align({"avatar": frames(shape, seen["avatar"]), "actor": frames(2 * shape, seen["actor"])})
+    own, actor = mapping.deviation_2F[:, :2]
+    assert actor[0] == pytest.approx(2 * float(own[0]), rel=1e-3)
+    assert actor[1] == pytest.approx(float(own[1]))

@@ -16,13 +16,14 @@ from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.preprocess import preprocess
 from lavatar.errors import ConfigError
 from lavatar.inference.loading import load_avatar, load_pair
+from lavatar.models.mapping import READOUT_NOISE
 from lavatar.models.ssim import ssim
 from lavatar.models.ynet import SUBJECTS
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.engine import TorchEngine
 from lavatar.training.faces import FaceBatch, in_face_crop, theta_of
 from lavatar.training.loop import train
-from lavatar.training.mapping import MappingTask
+from lavatar.training.mapping import AT_REST, MappingTask
 from lavatar.training.optimizer import build_optimizer
 from lavatar.training.release import (
     read_frozen_avatar,
@@ -348,6 +349,42 @@ def test_the_path_of_eq5_and_eq6_in_both_recipes(
         ]
         turns = {"official": [0, 1], "paper": [SUBJECTS.index(task.chosen(step)[0])]}[name]
         assert calls == [call for turn in turns for call in ("E(I)", *paths[turn])]
+
+
+def test_without_cycle_consistency_nothing_is_computed_for_a_cycle(
+    stores: tuple[FrameStore, FrameStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sec. 5.2.3: else the comparison at equal time would charge it for what it does not use."""
+    task = YNetTask(recipe("ynet_loss.image_cycle=false", "ynet_loss.lambda_code=[0,0]"), roles(stores))
+    calls = traced(task, monkeypatch)
+    terms = task.losses(task.batches(0), 0)
+    (own,) = task.chosen(0)
+    assert calls == ["E(I)", f"D_{own}(E(I))"]
+    expected = terms[f"{own}_rec_l1"] + task.loss.lambda_ssim * terms[f"{own}_rec_ssim"]
+    assert torch.allclose(terms["total"], expected)
+
+
+def test_the_mapping_takes_the_true_sizes_from_the_tracked_landmarks(stores: tuple[FrameStore, FrameStore]) -> None:
+    chosen = recipe("ynet.encoder=whitened", "ynet.code_dim=16", f"ynet.landmarks={SHAPE_DIM}", "mapping.hidden=[]",
+                    "mapping.reads=landmarks", "mapping.align=rest", "pair_learning.align_frames=64")  # fmt: skip
+    ynet = YNetTask(chosen, roles(stores))
+    with torch.no_grad():
+        ynet.ynet.readout.weight.mul_(1.3)  # type: ignore[union-attr]
+    mapping = MappingTask(chosen, ynet, AvatarTask(chosen, stores[0]).avatar)
+    said, tracked = [], []
+    for subject in SUBJECTS:
+        faces, shape = mapping.sources[subject].drawn(64)
+        gap = shape[:, LOWER_LIP] - shape[:, UPPER_LIP]
+        gamma = ynet.ynet.encode(faces)
+        read = ynet.ynet.readout(gamma).detach()  # type: ignore[misc]
+        said.append((read.var(0) + READOUT_NOISE**2).sqrt())
+        tracked.append((shape.var(0) + READOUT_NOISE**2).sqrt())
+        rest = read[gap <= gap.quantile(AT_REST)].mean(0)
+        assert torch.allclose(mapping.module.mean_2F[SUBJECTS.index(subject), :SHAPE_DIM], rest, atol=1e-4)
+    own, actor = mapping.module.deviation_2F[:, :SHAPE_DIM]
+    assert torch.allclose(own, said[0], rtol=1e-4)
+    moving = tracked[1] > 1.01 * READOUT_NOISE
+    assert torch.allclose(actor[moving], (said[1] * tracked[0] / tracked[1])[moving], rtol=1e-3)
 
 
 def test_the_total_is_eq7_of_each_subject_with_its_own_weights(stores: tuple[FrameStore, FrameStore]) -> None:
