@@ -20,7 +20,7 @@ from submit_files import Lavatar
 
 from lavatar.cluster import head
 
-SLOW_AVATAR = 900  # steps: long enough to be cancelled in the middle
+SLOW_AVATAR = 600  # steps: long enough to be cancelled in the middle
 
 
 @pytest.fixture(scope="module")

@@ -62,11 +62,11 @@ def run(world: World, plan: Plan, r: float | None = None, **bodies: object) -> F
 
 def test_the_first_pair_is_cold_and_the_second_begins_at_it(world: World) -> None:
     first = warm_plan(world, "B")
-    assert first.warm is None
+    assert first.pairs[0].warm is None
     assert "warm" not in first.stage(StageKind.PAIR).spec.inputs
     run(world, first)
     second = warm_plan(world, "C")
-    assert second.warm is not None
+    assert second.pairs[0].warm is not None
     assert second.pairs[0].warm.name == "A<-B"
     pair = first.stage(StageKind.PAIR)
     assert second.stage(StageKind.PAIR).spec.inputs["warm"] == planning.release_dir(pair.spec.out_dir)
@@ -115,9 +115,9 @@ def test_a_repeated_submit_finds_its_own_result_whatever_was_trained_since(world
     warm = warm_plan(world, "C")
     run(world, warm, 0.5)
     run(world, warm_plan(world, "D", "pair_learning.warm=false"), 0.9)
-    for actor, before in (("B", None), ("C", warm.warm)):
+    for actor, before in (("B", None), ("C", warm.pairs[0].warm)):
         again = warm_plan(world, actor)
-        assert again.warm == before
+        assert again.pairs[0].warm == before
         assert run(world, again).started == []
     assert warm_plan(world, "C").job_id == warm.job_id
     fresh_one = warm_plan(world, "E").pairs[0].warm
@@ -135,8 +135,8 @@ def test_a_pair_that_stopped_goes_on_from_where_it_began(world: World) -> None:
         run(world, stopped, pair=fail)
     run(world, warm_plan(world, "D", "pair_learning.warm=false"), 0.9)
     again = warm_plan(world, "C")
-    assert (again.job_id, again.warm) == (stopped.job_id, stopped.warm)
-    assert stopped.warm is not None
+    assert (again.job_id, again.pairs[0].warm) == (stopped.job_id, stopped.pairs[0].warm)
+    assert stopped.pairs[0].warm is not None
     shutil.rmtree(stopped.pairs[0].warm.release)
     elsewhere = warm_plan(world, "C").pairs[0].warm
     assert elsewhere is not None
@@ -147,7 +147,7 @@ def test_a_finished_pair_outlives_the_one_it_began_at(world: World) -> None:
     run(world, warm_plan(world, "B"))
     warm = warm_plan(world, "C")
     run(world, warm)
-    assert warm.warm is not None
+    assert warm.pairs[0].warm is not None
     shutil.rmtree(warm.pairs[0].warm.release)
     assert run(world, warm_plan(world, "C")).started == []
 
@@ -156,7 +156,7 @@ def test_cold_is_another_pair_and_keeps_the_key_it_always_had(world: World) -> N
     run(world, warm_plan(world, "B"))
     warm, cold = warm_plan(world, "C"), warm_plan(world, "C", "pair_learning.warm=false")
     plain = planning.plan(world[0].root, world[0].out_dir, [(warm.pairs[0].avatar, warm.pairs[0].actor)], tiny())
-    assert cold.warm is None
+    assert cold.pairs[0].warm is None
     assert cold.job_id == plain.job_id != warm.job_id
     assert [s.key for s in cold.stages] == [s.key for s in plain.stages]
     changed = [a.name for a, b in zip(warm.stages, cold.stages, strict=True) if a.key != b.key]
