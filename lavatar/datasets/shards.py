@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-import webdataset
 
 from lavatar.contracts import FrameMeta
 from lavatar.errors import ShardError, StorageError
@@ -151,6 +150,8 @@ class ShardWriter:
     """Writes one tar, to a temporary name that is renamed at the end. A context manager; sets `entry` at the end."""
 
     def __init__(self, path: Path, quality: int = 95) -> None:
+        import webdataset  # it loads torch, for which planning a job must not wait
+
         self.path, self.quality, self.samples = path, quality, 0
         self.entry: dict[str, Any] = {}
         self._part = path.with_name(f".{path.name}.part")

@@ -99,6 +99,18 @@ def test_help_names_the_methods_of_a_benchmark_and_stays_light() -> None:
     assert ",".join(BASELINES) in "".join(result.stdout.split())
 
 
+def test_a_job_is_planned_without_waiting_for_torch_ray_or_mlflow(lavatar: Any) -> None:
+    for seed, name in enumerate("ab"):
+        lavatar("subjects", "add", "--synthetic", str(seed), name)
+    code = (
+        "import sys; from lavatar.platform.cli import run; "
+        "code = run(['submit', '--avatar', 'a', '--actor', 'b', '--dry-run', '--json']); "
+        "print(code, sorted({'torch', 'ray', 'mlflow', 'mediapipe'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines()[-1] == "0 []"
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_has_help_and_the_line_of_the_list(name: str, lavatar: Any) -> None:
     code, out, err = lavatar(name, "--help")
