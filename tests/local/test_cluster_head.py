@@ -64,6 +64,7 @@ def test_it_listens_on_loopback_and_asks_for_the_token(lavatar: Lavatar, cluster
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
+@pytest.mark.timeout(1200)
 def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
     for seed, name in enumerate(("ann", "bob", "cyd")):
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
