@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,7 @@ METRICS = {
     "cross": {"expression": {"jaw": {"r": 0.7, "amplitude": float("nan")}}},
 }
 Body = Callable[["FakeHandle"], StageResult]
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -152,6 +156,36 @@ class FakeHandle:
             self._outcome = self.body(self)
         except BaseException as error:
             self._outcome = error
+
+
+def until_cancelled(training: Any) -> Body:
+    """A body that sets the event `training` and works on until it is told to stop."""
+
+    def train(handle: FakeHandle) -> StageResult:
+        training.set()
+        handle.until_cancelled()
+        raise AssertionError
+
+    return train
+
+
+def _drive(root: Path, training: Any) -> None:
+    from lavatar.platform.jobs import run_job
+
+    home, registry = fresh(root)
+    try:
+        run_job(office(home, registry, FakeRunner({"avatar": until_cancelled(training)})), make_plan(home))
+    except Interrupted as error:
+        os._exit(error.exit_code)
+
+
+def start_driver(root: Path) -> Any:
+    """A job in a process of its own that is in the middle of its training, and trains until it is told to stop."""
+    training = FORK.Event()
+    process = FORK.Process(target=_drive, args=(root, training))
+    process.start()
+    assert training.wait(30)
+    return process
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from lavatar.contracts import StageKind, StageResult
-from lavatar.errors import Cancelled, FaceError, JobError, StageFailedError, UnknownSubjectError
+from lavatar.errors import FaceError, JobError, StageFailedError, UnknownSubjectError
 from lavatar.platform import jobs, ledger
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
@@ -23,7 +22,17 @@ from lavatar.platform.states import State
 from lavatar.platform.subjects import add_subject, describe_synthetic, remove_subject
 
 sys.path.insert(0, str(Path(__file__).parent))
-from platform_fakes import FakeHandle, FakeRunner, NoTracker, fresh, make_plan_of, office, plain_digest, tiny
+from platform_fakes import (
+    FakeHandle,
+    FakeRunner,
+    NoTracker,
+    fresh,
+    make_plan_of,
+    office,
+    plain_digest,
+    start_driver,
+    tiny,
+)
 
 __all__ = ["plain_digest"]
 pytestmark = pytest.mark.usefixtures("plain_digest", "home", "quick")
@@ -44,31 +53,8 @@ def world(tmp_path: Path) -> tuple[Home, Registry]:
     return fresh(tmp_path)
 
 
-def _drive(root: Path, training: Any) -> None:
-    """A job in a process of its own that trains until somebody stops it."""
-    home, registry = fresh(root)
-
-    def train(handle: FakeHandle) -> StageResult:
-        training.set()
-        handle.until_cancelled()
-        raise AssertionError
-
-    try:
-        run_job(office(home, registry, FakeRunner({"avatar": train})), make_plan_of(home, "AB"))
-    except Cancelled as error:
-        os._exit(error.exit_code)
-
-
-def running_job(root: Path) -> multiprocessing.Process:
-    training = fork.Event()
-    process = fork.Process(target=_drive, args=(root, training))
-    process.start()
-    assert training.wait(30)
-    return process
-
-
 def test_a_cancel_from_another_process_stops_the_job_and_a_second_one_changes_nothing(tmp_path: Path) -> None:
-    process = running_job(tmp_path)
+    process = start_driver(tmp_path)
     home, registry = Home(tmp_path), open_registry(Home(tmp_path))
     plan = make_plan_of(home, "AB")
     assert ledger.cancel_job(registry, plan.job_id) is State.RUNNING
@@ -87,7 +73,7 @@ def test_a_cancel_from_another_process_stops_the_job_and_a_second_one_changes_no
 
 
 def test_a_job_whose_process_died_is_cancelled_at_once(tmp_path: Path) -> None:
-    process = running_job(tmp_path)
+    process = start_driver(tmp_path)
     process.kill()
     process.join()
     registry = open_registry(Home(tmp_path))
@@ -179,7 +165,7 @@ def test_the_command_line_takes_a_job_up_once(
 
 
 def test_a_running_job_is_not_taken_up_twice(lavatar: Any, home: Path) -> None:
-    process = running_job(Home.from_environment().root)
+    process = start_driver(Home.from_environment().root)
     job = make_plan_of(Home.from_environment(), "AB").job_id
     code, out, _ = lavatar("jobs", "resume", job)
     assert (code, out) == (0, f"job {job} is running already (process {process.pid})\n")

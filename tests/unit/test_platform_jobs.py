@@ -39,6 +39,8 @@ from platform_fakes import (
     make_plan_of,
     office,
     plain_digest,
+    start_driver,
+    until_cancelled,
 )
 
 __all__ = ["plain_digest"]
@@ -176,18 +178,13 @@ def test_a_failure_stops_training_that_runs_beside_it(world: tuple[Home, Registr
     home, registry = world
     training = threading.Event()
 
-    def train(handle: FakeHandle) -> StageResult:
-        training.set()
-        handle.until_cancelled()
-        raise AssertionError
-
     def late(handle: FakeHandle) -> StageResult:
         training.wait(10)
         raise FaceError("two faces")
 
     plan = make_plan(home)
     with pytest.raises(StageFailedError, match="two faces"):
-        run_job(office(home, registry, FakeRunner({"avatar": train, "preprocess:B": late})), plan)
+        run_job(office(home, registry, FakeRunner({"avatar": until_cancelled(training), "preprocess:B": late})), plan)
     assert states(registry, plan)["avatar"] == "interrupted"
 
 
@@ -252,17 +249,12 @@ def test_two_failures_are_counted_and_training_for_nobody_stops(world: tuple[Hom
     home, registry = world
     training = threading.Event()
 
-    def train(handle: FakeHandle) -> StageResult:
-        training.set()
-        handle.until_cancelled()
-        raise AssertionError
-
     def late(handle: FakeHandle) -> StageResult:
         training.wait(10)
         raise FaceError("two faces")
 
     plan = make_plan_of(home, "AB CD")
-    runner = FakeRunner({"avatar:A": train, "preprocess:B": late, "pair:C<-D": broken})
+    runner = FakeRunner({"avatar:A": until_cancelled(training), "preprocess:B": late, "pair:C<-D": broken})
     with pytest.raises(StageFailedError, match=r"2 of 2 pairs failed: .* and 1 more"):
         run_job(office(home, registry, runner), plan)
     after = states_of(registry, plan)
@@ -323,30 +315,6 @@ def test_progress_can_be_read_from_outside(world: tuple[Home, Registry]) -> None
 
     run_job(office(home, registry, FakeRunner({"avatar": train})), plan)
     assert seen == [(5, 50, "steps")]
-
-
-def _drive(home_root: Path, training: object) -> None:
-    """A job in a process of its own that trains until it is told to stop."""
-    home, registry = fresh(home_root)
-
-    def train(handle: FakeHandle) -> StageResult:
-        training.set()
-        handle.until_cancelled()
-        raise AssertionError
-
-    try:
-        run_job(office(home, registry, FakeRunner({"avatar": train})), make_plan(home))
-    except Interrupted as error:
-        os._exit(error.exit_code)
-
-
-def start_driver(home: Path) -> multiprocessing.Process:
-    """The same, up to the middle of its training."""
-    training = fork.Event()
-    process = fork.Process(target=_drive, args=(home, training))
-    process.start()
-    assert training.wait(30)
-    return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
