@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from platform_fakes import (
 
 __all__ = ["plain_digest"]
 pytestmark = pytest.mark.usefixtures("plain_digest", "home", "quick")
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture

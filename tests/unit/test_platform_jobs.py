@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -45,7 +44,6 @@ from platform_fakes import (
 
 __all__ = ["plain_digest"]
 pytestmark = pytest.mark.usefixtures("plain_digest", "home", "no_mlflow")
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
