@@ -143,7 +143,7 @@ class Event:
 
 
 class EventSink(Protocol):
-    """Where a stage says how far it is. Must never raise into the stage and must be cheap."""
+    """Where a stage says how far it is. Cheap; raises nothing but Interrupted, after a cancel, where that ends the stage."""
 
     def emit(self, event: Event) -> None: ...
 

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from lavatar.cluster.plans import RELEASE, Phase, PlanFactory, TrainingPlan, Worker
 from lavatar.cluster.results import write_result
 from lavatar.configs.recipe import Recipe
-from lavatar.contracts import EventSink, MetricSinkFactory, NullSink, ParallelMap, StageKind, StageResult, StageSpec
+from lavatar.contracts import (
+    Event,
+    EventSink,
+    MetricSinkFactory,
+    NullSink,
+    ParallelMap,
+    StageKind,
+    StageResult,
+    StageSpec,
+)
+from lavatar.errors import Interrupted
 
 if TYPE_CHECKING:
     from lavatar.training.tasks import TrainingTask
@@ -22,6 +32,7 @@ class Context:
     """What a body needs besides its spec."""
 
     events: EventSink
+    cancelled: Callable[[], bool]
     metrics: MetricSinkFactory | None
     parallel: ParallelMap
     train: Callable[[PlanFactory], dict[str, Any]]  # trains a plan to its end, returns its figures
@@ -29,6 +40,24 @@ class Context:
 
 
 Body = Callable[[StageSpec, Context], StageResult]
+
+
+@dataclass(frozen=True)
+class Heeding:
+    """An `EventSink` for stages without checkpoints: after a cancel the next word is their last."""
+
+    spec: StageSpec
+    context: Context
+
+    def emit(self, event: Event) -> None:
+        self.context.events.emit(event)
+        if self.context.cancelled():
+            raise stopped(self.spec)
+
+
+def stopped(spec: StageSpec) -> Interrupted:
+    """The end of a stage that was cancelled and keeps no checkpoint."""
+    return Interrupted(f"{spec.name} was stopped", "Repeat the command to start it again.")
 
 
 def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body] | None = None) -> StageResult:
@@ -42,9 +71,8 @@ def preprocess_body(spec: StageSpec, context: Context) -> StageResult:
 
     (source,) = spec.sources.values()
     config = Recipe.model_validate(spec.recipe).preprocess
-    manifest = preprocess(
-        source, config, spec.out_dir, parallel=context.parallel, events=context.events, stage=spec.name
-    )
+    events = Heeding(spec, context)
+    manifest = preprocess(source, config, spec.out_dir, parallel=context.parallel, events=events, stage=spec.name)
     figures: dict[str, Any] = {
         "frames": manifest.frames,
         "train": manifest.train,
@@ -100,7 +128,7 @@ def preview_body(spec: StageSpec, context: Context) -> StageResult:
     with ExitStack() as stack:
         metrics = context.metrics() if context.metrics else NullSink()
         stack.callback(metrics.close)
-        return make_preview(spec, context.events, metrics, context.device)
+        return make_preview(spec, Heeding(spec, context), metrics, context.device)
 
 
 BODIES: Mapping[StageKind, Body] = {

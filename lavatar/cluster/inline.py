@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from lavatar.cluster.bodies import Body, Context, run_body
+from lavatar.cluster.bodies import Body, Context, run_body, stopped
 from lavatar.cluster.logs import log_path, noted
 from lavatar.cluster.plans import PlanFactory, Worker, run_plan
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import Event, MetricSinkFactory, NullSink, StageKind, StageResult, StageSpec
-from lavatar.errors import Interrupted, LavatarError, StageFailedError
+from lavatar.errors import LavatarError, StageFailedError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ class InlineHandle:
         self._events.append(event)
 
     def _run(self) -> None:
-        context = Context(self, self._metrics, self._map, self._train, device_of(self._spec))
+        context = Context(self, self._cancelled.is_set, self._metrics, self._map, self._train, device_of(self._spec))
         try:
             with noted(log_path(self._spec), self._spec.name):
                 self._result = run_body(self._spec, context, self._bodies)
@@ -65,7 +65,7 @@ class InlineHandle:
     def _map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         for item in items:
             if self._cancelled.is_set():
-                raise Interrupted(f"{self._spec.name} was stopped", "Repeat the command to start it again.")
+                raise stopped(self._spec)
             yield function(item)
 
     def _train(self, plan: PlanFactory) -> dict[str, Any]:

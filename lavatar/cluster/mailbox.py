@@ -27,12 +27,14 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=MOST_WAITING))
         self._cancelled: set[str] = set()
+        self._started: set[str] = set()
         self._failures: dict[str, LavatarError] = {}
         self._figures: dict[str, dict[str, Any]] = {}
 
     def begin(self, key: str) -> None:
         """A new attempt at the stage: what an earlier one left is forgotten."""
         self._cancelled.discard(key)
+        self._started.discard(key)
         self._failures.pop(key, None)
         self._figures.pop(key, None)
         self._events[key].clear()
@@ -47,8 +49,15 @@ class Mailbox:
         self._events[key].clear()
         return taken
 
-    def cancel(self, key: str) -> None:
+    def started(self, key: str) -> bool:
+        """A process is at the stage; True if it is to stop at once."""
+        self._started.add(key)
+        return key in self._cancelled
+
+    def cancel(self, key: str) -> bool:
+        """Whether there is a process that will hear of it."""
         self._cancelled.add(key)
+        return key in self._started
 
     def fail(self, key: str, error: LavatarError) -> None:
         """The first error counts; what follows it on other workers is its consequence."""

@@ -45,7 +45,7 @@ class RayMap:
                 yield result
         finally:
             for reference in pending:
-                ray.cancel(reference)
+                ray.cancel(reference, force=True)  # a process stopped in the middle of an import must not be used again
 
     def _wait(self, reference: Any) -> None:
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:

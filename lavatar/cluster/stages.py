@@ -170,9 +170,9 @@ class RayHandle:
             raise cause_of(error, log_path(self._spec)) from error
 
     def cancel(self) -> None:
-        self._ray.get(self._mailbox.cancel.remote(self._spec.key))
-        if self._spec.kind not in TRAINED:
-            self._ray.cancel(self._reference, recursive=True)
+        # Never an exception thrown into a process that works: one that is hit in the middle of an import is used again.
+        if not self._ray.get(self._mailbox.cancel.remote(self._spec.key)):
+            self._ray.cancel(self._reference)
 
     def abandon(self) -> None:
         """Gives up on it without waiting."""
@@ -219,10 +219,14 @@ def _run_stage(
     bodies: Mapping[StageKind, Body] | None,
 ) -> StageResult:
     """The stage's own Ray task."""
-    from lavatar.cluster.bodies import Context, run_body
+    import ray
+
+    from lavatar.cluster.bodies import Context, run_body, stopped
     from lavatar.cluster.mailbox import Post
     from lavatar.cluster.parallel import RayMap, limit_threads
 
+    if ray.get(mailbox.started.remote(spec.key)):
+        raise stopped(spec)
     recipe, log = Recipe.model_validate(spec.recipe), log_path(spec)
     kept = read_result(spec)
     if kept is not None:
@@ -238,7 +242,7 @@ def _run_stage(
             limit_threads(share.cpus)
         parallel = RayMap(share.cpus, log, post.cancelled, ahead=2 * _slots(share.cpus))
         device = "cuda" if share.gpus and spec.kind is StageKind.PREVIEW else "cpu"
-        return run_body(spec, Context(post, metrics, parallel, train, device), bodies)
+        return run_body(spec, Context(post, post.cancelled, metrics, parallel, train, device), bodies)
 
 
 def _slots(cpus: float) -> int:

@@ -113,6 +113,28 @@ def test_a_cancelled_preprocessing_stops_without_a_manifest(ray_session: object,
     assert not list(spec.out_dir.glob("*.json"))
 
 
+def _linger(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def test_a_process_whose_work_was_cancelled_is_not_used_again(ray_session: object, tmp_path: Path) -> None:
+    """It may have been stopped in the middle of an import, which leaves torch broken for the next stage."""
+    import ray
+
+    from lavatar.cluster.parallel import RayMap
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    begun = lambda: [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]  # noqa: E731
+    parallel = RayMap(1, tmp_path / "log", lambda: len(begun()) > 0, ahead=1)
+    with pytest.raises(Interrupted):
+        list(parallel(_linger, [tmp_path]))
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in begun()):
+        assert time.monotonic() < deadline, begun()
+        time.sleep(0.1)
+
+
 def test_a_killed_worker_is_restarted_and_the_curve_goes_on_bit_by_bit(toy_runner: StageRunner, tmp_path: Path) -> None:
     import toy_bodies
 
