@@ -143,7 +143,7 @@ class Event:
 
 
 class EventSink(Protocol):
-    """Where a stage says how far it is. Cheap; raises nothing but Interrupted, after a cancel, where that ends the stage."""
+    """Where a stage says how far it is. Cheap; raises nothing but Interrupted, after a cancel."""
 
     def emit(self, event: Event) -> None: ...
 
