@@ -3,6 +3,7 @@
     LavatarError                    exit code 1
     ├── UsageError                  exit code 2: the command, a name, a key or the path of a file is wrong
     │   ├── ConfigError             unknown recipe, unknown key, value out of range
+    │   │   └── PlacementError      a stage asks for more than the cluster can ever give
     │   ├── NameError_              a subject's name that cannot be one, or is taken
     │   └── UnknownSubjectError     no subject of that name
     ├── DataError                   what was read cannot be used
@@ -53,6 +54,10 @@ class UsageError(LavatarError):
 
 class ConfigError(UsageError):
     """Unknown recipe, unknown key or a value out of range."""
+
+
+class PlacementError(ConfigError):
+    """A stage asks for more than the cluster can ever give; nothing was started."""
 
 
 class NameError_(UsageError):

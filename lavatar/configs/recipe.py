@@ -20,6 +20,9 @@ from lavatar.configs.section import Section
 from lavatar.configs.training import TrainingConfig
 from lavatar.errors import ConfigError
 
+_SPLIT = (("avatar", "avatar"), ("ynet", "pair"), ("mapping", "pair"), ("ynet", "shared"), ("mapping", "shared"))
+"""A training, and the stage whose workers split its batch."""
+
 
 class Recipe(Section):
     """The whole configuration of a job. Each section belongs to one room."""
@@ -64,7 +67,7 @@ class Recipe(Section):
             ),
         )
         wrong = [text for fits, text in checks if not fits]
-        wrong += filter(None, map(self._uneven, ("avatar", "ynet", "mapping"), ("avatar", "pair", "pair")))
+        wrong += filter(None, (self._uneven(phase, stage) for phase, stage in _SPLIT))
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -75,8 +78,7 @@ class Recipe(Section):
         return self.model_copy(update={"ynet_training": self.ynet_training.model_copy(update={"steps": steps})})
 
     def _uneven(self, phase: str, stage: str) -> str:
-        """What is wrong if the batch of a training does not split evenly over the workers that are asked for. (On a
-        machine that has fewer, as many run as split it.)"""
+        """What is wrong if the batch of a training does not split evenly over the workers of its stage."""
         training: TrainingConfig = getattr(self, f"{phase}_training")
         workers = getattr(self.resources, stage).workers
         if training.batch_size % (workers * training.accumulation) == 0:

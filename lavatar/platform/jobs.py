@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 from lavatar.contracts import StageKind
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
@@ -25,17 +26,17 @@ from lavatar.platform.tables import Job
 from lavatar.platform.tracking import Tracker, experiment_name
 
 
-def run_job(office: Office, plan: Plan) -> None:
+def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
     """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted.
 
     What is missing (WeightsError, StorageError) is told before the job is written down: nobody would ever run it.
     """
     registry = office.registry
-    todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"))
+    todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"), priority)
     job = ledger.get_job(registry, plan.job_id)
-    if not todo and job.state == State.FINISHED and not _unregistered(office, plan):
+    if not todo and job.state == State.FINISHED and not _unregistered(office, releases(plan)):
+        ledger.begin_attempt(registry, plan.job_id, ())
         for stage in plan.stages:
-            ledger.set_cached(registry, plan.job_id, stage.key, True, 0.0)
             office.display.state(stage.name, "cached")
         return
     job = ledger.claim_job(registry, plan.job_id, office.owner)
@@ -43,7 +44,9 @@ def run_job(office: Office, plan: Plan) -> None:
         _run_claimed(office, plan, job, todo, pulse)
 
 
-def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None]) -> list[PlannedStage]:
+def store_job(
+    registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None], priority: int | None = None
+) -> list[PlannedStage]:
     """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
     keys = [stage.key for stage in plan.stages]
     ledger.release_dead(registry)
@@ -54,7 +57,7 @@ def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], 
     if todo:
         require_weights(todo)
         home.require_space(space_needed(todo, plan.people))
-    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
+    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
     return todo
 
 
@@ -74,18 +77,22 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         run_id = tracker.open_job(job.experiment, job.id, job.mlflow_run_id, _job_params(plan))
         ledger.set_run(registry, job, run_id, open_=run_id is not None)
     state = State.FAILED
+    models = releases(plan)
     try:
         execution = Execution(office, plan, job, tracker, pulse.check)
         execution.mark_cached({stage.key for stage in todo})
         if todo:
             office.display.message("starting the cluster" if plan.recipe.resources.backend == "ray" else "starting")
             with office.open_runner() as runner:
+                of_stage: defaultdict[str, list[Release]] = defaultdict(list)
+                for model in models:
+                    of_stage[model.stage_key].append(model)
                 execution.run(
-                    runner, todo, after_finish=lambda stage: _register(office, plan, tracker, stage.key, warn)
+                    runner,
+                    todo,
+                    after_finish=lambda stage: _register(office, plan, tracker, of_stage[stage.key], warn),
                 )
-        if tracker:
-            for stage in plan.stages:
-                _register(office, plan, tracker, stage.key, warn)
+        _register(office, plan, tracker, models, warn)
         state = State.FINISHED
     except STOPS:
         state = State.INTERRUPTED
@@ -137,24 +144,26 @@ def releases(plan: Plan) -> list[Release]:
     return list(found.values())
 
 
-def _unregistered(office: Office, plan: Plan) -> list[Release]:
-    """Releases that are not in the model registry of today's tracking server."""
-    wanted = releases(plan)
+def _unregistered(office: Office, wanted: Sequence[Release]) -> list[Release]:
+    """Those of them that are not in the model registry of today's tracking server."""
+    if not wanted:
+        return []
     rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
     present = {(row.stage_key, row.name) for row in rows if row.uri == office.home.tracking_uri}
     return [r for r in wanted if (r.stage_key, r.name) not in present]
 
 
-def _register(office: Office, plan: Plan, tracker: Tracker | None, key: str, warn: Callable[[str], None]) -> None:
-    """Put the stage's model, if it has one and it is not there yet, into the model registry."""
+def _register(
+    office: Office, plan: Plan, tracker: Tracker | None, models: Sequence[Release], warn: Callable[[str], None]
+) -> None:
+    """Put those of the job's models that are not there yet into the model registry."""
     if tracker is None:
         return
-    for release in _unregistered(office, plan):
-        if release.stage_key != key:
-            continue
-        stage = ledger.get_stage(office.registry, key)
+    for release in _unregistered(office, models):
+        stage = ledger.get_stage(office.registry, release.stage_key)
         version = register(office.home, tracker, release, stage.mlflow_run_id if stage else None, warn)
         if version is not None:
+            key = release.stage_key
             ledger.store_model(office.registry, key, release.name, version, tracker.uri)
             ledger.record(office.registry, plan.job_id, f"registered {release.name} version {version}", key=key)
 

@@ -36,8 +36,8 @@ class StageView:
     stage: Stage
 
 
-def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> None:
-    """Write the job and its stages down, leaving what is there already."""
+def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str, priority: int | None = None) -> None:
+    """Write the job and its stages down, leaving what is there already. `priority` None: as it was, 0 at first."""
     with registry.write() as session:
         job = {
             "id": plan.job_id,
@@ -49,7 +49,8 @@ def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> N
             "created": now(),
         }
         insert_missing(session, Job, [job])
-        session.execute(update(Job).where(Job.id == plan.job_id).values(recipe=job["recipe"]))
+        today = {"recipe": job["recipe"]} | ({} if priority is None else {"priority": priority})
+        session.execute(update(Job).where(Job.id == plan.job_id).values(**today))
         pairs = [
             {
                 "job_id": plan.job_id,
@@ -204,6 +205,14 @@ def set_cached(registry: Registry, job_id: str, key: str, cached: bool, seconds:
         session.execute(update(JobStage).where(*where).values(cached=cached, seconds=seconds))
 
 
+def begin_attempt(registry: Registry, job_id: str, todo: Sequence[str]) -> None:
+    """A new submit of the job: the stages of these keys are to be run, the others are there already."""
+    with registry.write() as session:
+        of_job = update(JobStage).where(JobStage.job_id == job_id)
+        session.execute(of_job.values(cached=True, seconds=0.0))
+        session.execute(of_job.where(JobStage.stage_key.in_(todo)).values(cached=False))
+
+
 def finished(registry: Registry, home: Home, keys: Iterable[str]) -> set[str]:
     """Of these stages, those that are done and whose files are still there."""
     with registry.read() as session:
@@ -265,6 +274,12 @@ def unended_runs(registry: Registry) -> list[Stage | Job]:
 def get_stage(registry: Registry, key: str) -> Stage | None:
     with registry.read() as session:
         return session.get(Stage, key)
+
+
+def get_stages(registry: Registry, keys: Iterable[str]) -> Sequence[Stage]:
+    """Those of them that there are."""
+    with registry.read() as session:
+        return session.scalars(select(Stage).where(Stage.key.in_(list(keys)))).all()
 
 
 def get_job(registry: Registry, job_id: str) -> Job:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from lavatar.errors import JobError, LavatarError, StorageError
 from lavatar.platform.home import REGISTRY_VARIABLE, Home, exclusive
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in migrations/versions."""
 
 BUSY_SECONDS = 30.0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @recipe_options(default="tiny")
 @click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
 @click.option("--detach", is_flag=True, help="Hand the job to the cluster that is up (lavatar cluster up) and return.")
+@click.option("--priority", type=int, help="Its stages start before those of jobs of a lower one.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
 @json_option
 def submit(
@@ -40,6 +41,7 @@ def submit(
     overrides: tuple[str, ...],
     cold: bool,
     detach: bool,
+    priority: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -68,7 +70,8 @@ def submit(
         _show_plan(home, registry, plan, as_json)
         return
     people = [add_subject(registry, subject)[0] for subject in found.values()]
-    hand_over(home, registry, plan, people, as_json) if detach else run_plan(home, registry, plan, people, as_json)
+    bring = hand_over if detach else run_plan
+    bring(home, registry, plan, people, as_json, priority)
 
 
 def named_pairs(
