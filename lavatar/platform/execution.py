@@ -121,7 +121,7 @@ class Execution:
         for planned in self._plan.stages:
             self._display.state(planned.name, "pending" if planned.key in todo else "cached")
 
-    def run(self, runner: StageRunner, todo: list[PlannedStage], after_finish: Callable[[PlannedStage], None]) -> None:
+    def run(self, runner: StageRunner, todo: list[PlannedStage], after_finish: Callable[[str], None]) -> None:
         """All of `todo`. Raises StageFailedError, once all that can be done is done, if a stage failed;
         KeyboardInterrupt or Interrupted if stopped."""
         for text in runner.preflight([planned.spec for planned in todo]):
@@ -136,7 +136,7 @@ class Execution:
                 if ended:
                     self._start_ready(runner)
                 for planned in ended:
-                    after_finish(planned)
+                    after_finish(planned.key)
                 time.sleep(POLL_SECONDS)
         except BaseException:
             self._stop(list(self._active.values()))
@@ -278,10 +278,10 @@ class Execution:
             self._tracker.log_result(active.run_id, result.metrics, files)
             if planned.spec.kind is StageKind.PREVIEW and len(self._plan.pairs) == 1:  # of more each has its own run
                 self._tracker.log_evaluation(self._job.mlflow_run_id, result.metrics, files)
-        if not ledger.finish_stage(self._registry, self._home, planned.spec, self._owner, result):
+        where = (self._registry, self._home, planned.spec, self._owner)
+        if not ledger.finish_stage(*where, result, active.seconds):
             raise taken_over(planned.name)
         self._end_run(planned.key, active.run_id, State.FINISHED)
-        ledger.set_cached(self._registry, self._job.id, planned.key, False, active.seconds)
         self._display.state(planned.name, f"finished in {duration(active.seconds)}")
         self._say(planned, f"finished in {duration(active.seconds)}", show=False)
         for note in result.notes:
@@ -339,7 +339,7 @@ class Execution:
             ledger.set_run(self._registry, row, run_id, open_=False)
 
     def _cached(self, planned: PlannedStage) -> None:
-        ledger.set_cached(self._registry, self._job.id, planned.key, True, 0.0)
+        ledger.set_cached(self._registry, self._job.id, planned.key)
         self._display.state(planned.name, "cached")
 
     def _say(self, planned: PlannedStage, text: str, level: str = "info", *, show: bool = True) -> None:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from lavatar.contracts import StageKind
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
-from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
 from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
+from lavatar.platform.registering import Registrar, releases, unregistered
 from lavatar.platform.registry import Registry
 from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
@@ -34,7 +32,7 @@ def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
     registry = office.registry
     todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"), priority)
     job = ledger.get_job(registry, plan.job_id)
-    if not todo and job.state == State.FINISHED and not _unregistered(office, releases(plan)):
+    if not todo and job.state == State.FINISHED and not unregistered(office, releases(plan)):
         ledger.begin_attempt(registry, plan.job_id, ())
         for stage in plan.stages:
             office.display.state(stage.name, "cached")
@@ -77,22 +75,15 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         run_id = tracker.open_job(job.experiment, job.id, job.mlflow_run_id, _job_params(plan))
         ledger.set_run(registry, job, run_id, open_=run_id is not None)
     state = State.FAILED
-    models = releases(plan)
     try:
         execution = Execution(office, plan, job, tracker, pulse.check)
         execution.mark_cached({stage.key for stage in todo})
-        if todo:
-            office.display.message("starting the cluster" if plan.recipe.resources.backend == "ray" else "starting")
-            with office.open_runner() as runner:
-                of_stage: defaultdict[str, list[Release]] = defaultdict(list)
-                for model in models:
-                    of_stage[model.stage_key].append(model)
-                execution.run(
-                    runner,
-                    todo,
-                    after_finish=lambda stage: _register(office, plan, tracker, of_stage[stage.key], warn),
-                )
-        _register(office, plan, tracker, models, warn)
+        with Registrar(office, plan, tracker, warn) as registrar:
+            if todo:
+                ray = plan.recipe.resources.backend == "ray"
+                office.display.message("starting the cluster" if ray else "starting")
+                with office.open_runner() as runner:
+                    execution.run(runner, todo, registrar.finished)
         state = State.FINISHED
     except STOPS:
         state = State.INTERRUPTED
@@ -128,44 +119,6 @@ def _job_params(plan: Plan) -> dict[str, object]:
         "job": plan.job_id,
         **plan.recipe.model_dump(mode="json"),
     }
-
-
-def releases(plan: Plan) -> list[Release]:
-    """The models that this job registers."""
-    sizes = (plan.recipe.avatar.image_size, plan.recipe.preprocess.face_size)
-    found: dict[str, Release] = {}
-    for pair in plan.pairs:
-        names, inputs = (pair.avatar.name, pair.actor.name), pair.preview.spec.inputs
-        own, both = avatar_model_name(names[0]), pair_model_name(*names)
-        folders = {"avatar": inputs["avatar"], "pair": inputs["pair"]}
-        avatar = {"avatar": inputs["avatar"]}
-        found[own] = Release(StageKind.AVATAR, pair.head.key, own, avatar, *sizes, inputs["avatar_dataset"])
-        found[both] = Release(StageKind.PAIR, pair.bridge.key, both, folders, *sizes, inputs["actor_dataset"], names)
-    return list(found.values())
-
-
-def _unregistered(office: Office, wanted: Sequence[Release]) -> list[Release]:
-    """Those of them that are not in the model registry of today's tracking server."""
-    if not wanted:
-        return []
-    rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
-    present = {(row.stage_key, row.name) for row in rows if row.uri == office.home.tracking_uri}
-    return [r for r in wanted if (r.stage_key, r.name) not in present]
-
-
-def _register(
-    office: Office, plan: Plan, tracker: Tracker | None, models: Sequence[Release], warn: Callable[[str], None]
-) -> None:
-    """Put those of the job's models that are not there yet into the model registry."""
-    if tracker is None:
-        return
-    for release in _unregistered(office, models):
-        stage = ledger.get_stage(office.registry, release.stage_key)
-        version = register(office.home, tracker, release, stage.mlflow_run_id if stage else None, warn)
-        if version is not None:
-            key = release.stage_key
-            ledger.store_model(office.registry, key, release.name, version, tracker.uri)
-            ledger.record(office.registry, plan.job_id, f"registered {release.name} version {version}", key=key)
 
 
 @contextlib.contextmanager

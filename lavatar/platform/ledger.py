@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import Update, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from lavatar.cluster.results import whole
@@ -148,14 +148,18 @@ def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: st
             leases.release(stage, to, message, hint)
 
 
-def finish_stage(registry: Registry, home: Home, spec: StageSpec, owner: Owner, result: StageResult) -> bool:
-    """The stage is done: its result and its new state in one transaction. False if it was taken over meanwhile."""
+def finish_stage(
+    registry: Registry, home: Home, spec: StageSpec, owner: Owner, result: StageResult, seconds: float = 0.0
+) -> bool:
+    """The stage is done, for the job that ran it after `seconds`: its result and its new state in one transaction.
+    False if it was taken over meanwhile."""
     summary = _manifest_summary(spec) if spec.kind is StageKind.PREPROCESS else {}
     with registry.write() as session:
         stage = _stage(session, spec.key)
         if stage.owner != owner.id:
             return False
         leases.release(stage, State.FINISHED)
+        session.execute(_link(stage.job_id, spec.key).values(cached=False, seconds=seconds))
         stage.metrics, stage.notes = plain(result.metrics), [str(note) for note in result.notes]
         stage.done = stage.total or stage.done
         session.execute(delete(Artefact).where(Artefact.stage_key == spec.key, Artefact.kind == "file"))
@@ -198,11 +202,14 @@ def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: 
     row.mlflow_run_id, row.mlflow_open = run_id, open_
 
 
-def set_cached(registry: Registry, job_id: str, key: str, cached: bool, seconds: float) -> None:
-    """How this job's latest submit came by the stage."""
+def set_cached(registry: Registry, job_id: str, key: str) -> None:
+    """This job's latest submit found the stage done."""
     with registry.write() as session:
-        where = (JobStage.job_id == job_id, JobStage.stage_key == key)
-        session.execute(update(JobStage).where(*where).values(cached=cached, seconds=seconds))
+        session.execute(_link(job_id, key).values(cached=True, seconds=0.0))
+
+
+def _link(job_id: str | None, key: str) -> Update:
+    return update(JobStage).where(JobStage.job_id == job_id, JobStage.stage_key == key)
 
 
 def begin_attempt(registry: Registry, job_id: str, todo: Sequence[str]) -> None:

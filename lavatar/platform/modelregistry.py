@@ -9,8 +9,6 @@ registered model carries its pair as tags, and another pair is refused under the
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -76,10 +74,11 @@ def register(home: Home, tracker: Tracker, release: Release, run_id: str | None,
 
 def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
     import mlflow
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
+    from mlflow.utils.logging_utils import disable_logging
 
+    disable_logging()  # MLflow announces what it registers; so do we
     mlflow.set_tracking_uri(tracker.uri)
     mlflow.set_registry_uri(tracker.uri)
     byte = np.dtype(np.uint8)
@@ -88,8 +87,11 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
     signature = ModelSignature(inputs=inputs, outputs=outputs)
 
     def log(copies: Path) -> Any:
-        return mlflow.pyfunc.log_model(
+        return Model.log(
+            artifact_path=None,
             name=release.kind.value,
+            flavor=_Unserved,
+            validate_serving_input=False,
             python_model=str(Path(__file__).with_name(_SCRIPTS[release.kind])),
             artifacts={role: str(copies / role) for role in release.folders},
             signature=signature,
@@ -103,14 +105,26 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
     with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
         for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
             shutil.copytree(folder, Path(scratch) / role)
-        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what it registers; so do we
-            info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
+        info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
     for key, value in release.tags.items():
         tracker.client.set_registered_model_tag(release.name, key, value)
     tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
     tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
     return version
+
+
+class _Unserved:
+    """MLflow's pyfunc flavor, without loading each model that was logged to serve its example once."""
+
+    __name__ = "mlflow.pyfunc"
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **options: Any) -> None:
+        """`validate_serving_input` is read by Model.log, which hands it on with the rest."""
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(**options)
 
 
 def _refuse_another_pair(tracker: Tracker, release: Release) -> None:

@@ -7,8 +7,10 @@ succeeded, its failures are reported and never stop a job.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,6 +62,7 @@ def connect(home: Home) -> MlflowClient:
     try:
         home.ensure()
         with exclusive(home.root / "mlflow.lock"):  # the first contact migrates, and two at once break each other
+            _write_ahead(uri)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
@@ -70,6 +73,14 @@ def connect(home: Home) -> MlflowClient:
     return client
 
 
+def _write_ahead(uri: str) -> None:
+    """SQLite: readers and writers do not wait for each other, and a commit is one flush instead of three. The file
+    remembers it."""
+    if uri.startswith("sqlite:///"):
+        with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///").partition("?")[0])) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+
+
 class Tracker:
     """What the driver of a job does with MLflow. Made once a job, when the first stage has to run."""
 
@@ -77,6 +88,7 @@ class Tracker:
         self._home, self._warn = home, warn
         self.client = connect(home)
         self.uri = home.tracking_uri
+        self._experiments: dict[str, str] = {}
 
     def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
         """The job's parent run: `run_id` again if it still exists, else a new one."""
@@ -118,7 +130,9 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
             return run_id
         tags = {PARENT_TAG: parent} if parent else {}
-        run = self.client.create_run(self._experiment(experiment), tags=tags, run_name=name)
+        if experiment not in self._experiments:
+            self._experiments[experiment] = self._experiment(experiment)
+        run = self.client.create_run(self._experiments[experiment], tags=tags, run_name=name)
         self._log_params(run.info.run_id, params)
         return str(run.info.run_id)
 
