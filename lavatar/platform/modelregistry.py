@@ -76,9 +76,7 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
-    from mlflow.utils.logging_utils import disable_logging
 
-    disable_logging()  # MLflow announces what it registers; so do we
     mlflow.set_tracking_uri(tracker.uri)
     mlflow.set_registry_uri(tracker.uri)
     byte = np.dtype(np.uint8)
@@ -123,8 +121,10 @@ class _Unserved:
     def save_model(*, validate_serving_input: bool, **options: Any) -> None:
         """`validate_serving_input` is read by Model.log, which hands it on with the rest."""
         import mlflow.pyfunc
+        from mlflow.utils.logging_utils import disable_logging
 
         mlflow.pyfunc.save_model(**options)
+        disable_logging()  # what comes next is registered, and MLflow announces it; so do we
 
 
 def _refuse_another_pair(tracker: Tracker, release: Release) -> None:

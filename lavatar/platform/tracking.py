@@ -88,7 +88,6 @@ class Tracker:
         self._home, self._warn = home, warn
         self.client = connect(home)
         self.uri = home.tracking_uri
-        self._experiments: dict[str, str] = {}
 
     def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
         """The job's parent run: `run_id` again if it still exists, else a new one."""
@@ -130,9 +129,7 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
             return run_id
         tags = {PARENT_TAG: parent} if parent else {}
-        if experiment not in self._experiments:
-            self._experiments[experiment] = self._experiment(experiment)
-        run = self.client.create_run(self._experiments[experiment], tags=tags, run_name=name)
+        run = self.client.create_run(self._experiment(experiment), tags=tags, run_name=name)
         self._log_params(run.info.run_id, params)
         return str(run.info.run_id)
 
