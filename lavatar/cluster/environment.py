@@ -1,10 +1,20 @@
 """What every process of lavatar is told before it imports anything else: to write nowhere but into the home, and to
-report to nobody. The command line tells itself, Ray's processes inherit it."""
+report to nobody. The command line tells itself, Ray's processes inherit it.
+
+What a cluster that is up is told for one job (addresses of databases, keys of stores) may be secret, and Ray shows a
+job's environment in its dashboard, its logs and its workers' command lines. So it goes through a file in the home that
+only its owner reads; Ray sees the file's name.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import secrets
 from pathlib import Path
+
+from lavatar.errors import StorageError
 
 UNREPORTED = {
     "DO_NOT_TRACK": "true",
@@ -12,6 +22,12 @@ UNREPORTED = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would write ~/.cache/Microsoft, as soon as it is imported
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+HANDED = ("LAVATAR_", "MLFLOW_", "AWS_", "PG")
+"""Beginnings of the variables that a job gets from where it was started; all else is the cluster's."""
+HANDED_VARIABLE = "LAVATAR_HANDED"
+"""Names the file with them."""
+_FOLDER, _ONCE = "handed", "job-"
 
 
 def contained(home: Path) -> dict[str, str]:
@@ -28,3 +44,63 @@ def contain(home: Path) -> None:
     """Set them here, but for what the user has set. Before the libraries are imported."""
     for name, value in contained(home).items():
         os.environ.setdefault(name, value)
+
+
+def hand_over(home: Path, job: str = "") -> Path:
+    """The file (0600) with this process's variables for the processes of a cluster: for all of a driver that this
+    process is, or once, for the driver of `job`."""
+    folder = Path(home).absolute() / _FOLDER
+    name = f"{_ONCE}{job}-{secrets.token_hex(4)}" if job else f"{platform.node()}-{os.getpid()}"
+    values = {k: v for k, v in os.environ.items() if k.startswith(HANDED) and k != HANDED_VARIABLE}
+    path = folder / f"{name}.json"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        _forget_dead(folder)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(values, stream)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}", "Make the home writable.") from None
+    return path
+
+
+def take_over() -> None:
+    """What this process was handed becomes its environment; nothing where nothing was handed. Raises OSError.
+
+    Ray calls it in each of its processes that works for us, the command line when it begins.
+    """
+    given = os.environ.get(HANDED_VARIABLE)
+    if not given:
+        return
+    path = Path(given)
+    os.environ.update(json.loads(path.read_text()))
+    if path.name.startswith(_ONCE):
+        del os.environ[HANDED_VARIABLE]
+        path.unlink(missing_ok=True)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Remove what killed drivers of this machine left."""
+    for path in folder.glob(f"{platform.node()}-*.json"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdigit() and not alive(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def forget_jobs(home: Path) -> None:
+    """Remove what waits for drivers that never began: their cluster is down."""
+    for path in (Path(home).absolute() / _FOLDER).glob(f"{_ONCE}*.json"):
+        path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lavatar.cluster import session
+from lavatar.cluster.environment import forget_jobs
 from lavatar.errors import JobError, UsageError
 
 LOOPBACK = "127.0.0.1"
@@ -88,6 +89,7 @@ def down(home: Path) -> int:
         psutil.wait_procs(list(family.values()), timeout=STOP_SECONDS)
     (session.private_folder(home) / RECORD).unlink(missing_ok=True)
     session.remove_ended(session.private_folder(home) / FOLDER)
+    forget_jobs(home)
     return len(family)
 
 

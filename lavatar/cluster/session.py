@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavatar.cluster.environment import contain, contained
+from lavatar.cluster.environment import HANDED_VARIABLE, alive, contain, contained, hand_over, take_over
 from lavatar.errors import JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
@@ -57,7 +57,7 @@ class Session:
     dashboard: str | None
     owned: bool
     folder: Path | None = None  # Ray's files, if they are ours
-    record: Path | None = None
+    record: Path | None = None  # what is there while it runs
 
     def stop(self) -> None:
         """Disconnects; a Ray that was started here ends with all its processes and leaves no files."""
@@ -133,22 +133,20 @@ def attach(home: Path, address: str) -> Session:
     contain(home)
     import ray
 
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in OPENMP or name in contained(home) or name.startswith(("LAVATAR_", "MLFLOW_", "RAY_TRAIN_"))
-    }
+    open_, handed = {*OPENMP, *contained(home)}, hand_over(home)
+    passed = {name: value for name, value in os.environ.items() if name in open_ or name.startswith("RAY_TRAIN_")}
+    passed[HANDED_VARIABLE] = str(handed)
+    told = {"env_vars": passed, "worker_process_setup_hook": f"{take_over.__module__}.{take_over.__name__}"}
     try:
         with _loopback_only() if address.startswith("127.0.0.1:") else contextlib.nullcontext(), _sigterm_kept():
-            context: Any = ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed}
-            )
+            context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=told)
     except Exception as error:
+        handed.unlink(missing_ok=True)
         raise JobError(
             f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}",
             "Check the address and RAY_AUTH_TOKEN_PATH, or leave the address away to use this machine.",
         ) from error
-    return Session(address, context.dashboard_url or None, True)
+    return Session(address, context.dashboard_url or None, True, record=handed)
 
 
 def already_connected() -> bool:
@@ -289,18 +287,8 @@ def remove_ended(temp: Path) -> None:
     """Folders of Ray sessions whose process is gone (its number ends the name)."""
     for folder in temp.glob("session_*_*"):
         number = folder.name.rpartition("_")[2]
-        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not _alive(int(number))):
+        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not alive(int(number))):
             shutil.rmtree(folder, ignore_errors=True)
     latest = temp / "session_latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from lavatar.cluster import head
+from lavatar.cluster.environment import HANDED_VARIABLE, hand_over
 from lavatar.errors import ConfigError, UsageError
 from lavatar.platform import ledger
 from lavatar.platform.home import HOME_VARIABLE, Home
@@ -16,9 +16,6 @@ from lavatar.platform.jobs import store_job
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
-
-PASSED = ("LAVATAR_", "MLFLOW_")
-"""Beginnings of the variables that the job gets from here; the rest is the cluster's."""
 
 
 def detach(home: Home, registry: Registry, plan: Plan, warn: Callable[[str], None]) -> tuple[head.Head, str | None]:
@@ -38,9 +35,11 @@ def detach(home: Home, registry: Registry, plan: Plan, warn: Callable[[str], Non
         return cluster, None
     ledger.reopen_job(registry, plan.job_id)
     command = shlex.join([sys.executable, "-m", "lavatar.platform.cli", "jobs", "run", plan.job_id])
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
-    passed[HOME_VARIABLE] = str(Path(home.root).absolute())
-    passed["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # the driver hands its variables on to the stages
+    passed = {
+        HOME_VARIABLE: str(Path(home.root).absolute()),
+        HANDED_VARIABLE: str(hand_over(home.root, plan.job_id)),
+        "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # the driver hands its variables on to the stages
+    }
     name = head.submit(home.root, cluster, plan.job_id, command, passed)
     ledger.record(registry, plan.job_id, f"handed to the cluster at {cluster.address} as {name}")
     return cluster, name

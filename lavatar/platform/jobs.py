@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from lavatar.contracts import StageKind
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
+from lavatar.masking import masked
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
@@ -141,7 +142,7 @@ def _unregistered(office: Office, plan: Plan) -> list[Release]:
     """Releases that are not in the model registry of today's tracking server."""
     wanted = releases(plan)
     rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
-    present = {(row.stage_key, row.name) for row in rows if row.uri == office.home.tracking_uri}
+    present = {(row.stage_key, row.name) for row in rows if row.uri == masked(office.home.tracking_uri)}
     return [r for r in wanted if (r.stage_key, r.name) not in present]
 
 

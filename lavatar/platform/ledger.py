@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from lavatar.cluster.results import whole
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import LavatarError, UnknownJobError
+from lavatar.masking import masked
 from lavatar.platform import leases
 from lavatar.platform.home import Home
 from lavatar.platform.jsonable import plain
@@ -312,7 +313,8 @@ def artefacts(registry: Registry, keys: Iterable[str], kind: str) -> list[Artefa
 
 
 def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
-    """Remember a version in the model registry at `uri` that was made from this stage."""
+    """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
+    uri = masked(uri)
     with registry.write() as session:
         where = (Artefact.stage_key == key, Artefact.kind == "model", Artefact.name == name)
         session.execute(delete(Artefact).where(*where))
@@ -324,7 +326,7 @@ def record(
 ) -> None:
     """One line of the job's log."""
     with registry.write() as session:
-        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=text))
+        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=masked(text)))
 
 
 def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
@@ -336,7 +338,7 @@ def failure(error: BaseException) -> tuple[str, str]:
     """Message and hint of an exception, as they are stored."""
     if isinstance(error, LavatarError):
         return error.message, error.hint
-    return f"{type(error).__name__}: {error}", "Run it again with --debug."
+    return masked(f"{type(error).__name__}: {error}"), "Run it again with --debug."
 
 
 def latest_stages(

@@ -22,6 +22,7 @@ import numpy as np
 
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
+from lavatar.masking import masked
 from lavatar.platform.home import Home
 from lavatar.platform.tracking import Tracker, Warn
 
@@ -67,7 +68,7 @@ def register(home: Home, tracker: Tracker, release: Release, run_id: str | None,
         warn(f"{error.message}. {error.hint}")
         return None
     except Exception as error:  # whatever MLflow raises: the models on disk are not touched by it
-        text = (str(error).strip().splitlines() or [""])[0]
+        text = masked((str(error).strip().splitlines() or [""])[0])
         warn(
             f"{release.name} could not be registered in MLflow ({type(error).__name__}: {text}); submit again to retry"
         )
