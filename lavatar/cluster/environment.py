@@ -8,10 +8,12 @@ only its owner reads; Ray sees the file's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import secrets
+import time
 from pathlib import Path
 
 from lavatar.errors import StorageError
@@ -28,6 +30,7 @@ HANDED = ("LAVATAR_", "MLFLOW_", "AWS_", "PG")
 HANDED_VARIABLE = "LAVATAR_HANDED"
 """Names the file with them."""
 _FOLDER, _ONCE = "handed", "job-"
+_WAITED_SECONDS = 86_400.0
 
 
 def contained(home: Path) -> dict[str, str]:
@@ -82,7 +85,11 @@ def take_over() -> None:
 
 
 def _forget_dead(folder: Path) -> None:
-    """Remove what killed drivers of this machine left."""
+    """Remove what killed drivers of this machine left, and what waits for drivers that never began."""
+    for path in folder.glob(f"{_ONCE}*.json"):
+        with contextlib.suppress(FileNotFoundError):  # its driver has it now
+            if time.time() - path.stat().st_mtime > _WAITED_SECONDS:
+                path.unlink()
     for path in folder.glob(f"{platform.node()}-*.json"):
         number = path.stem.rpartition("-")[2]
         if number.isdigit() and not alive(int(number)):
@@ -98,9 +105,3 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def forget_jobs(home: Path) -> None:
-    """Remove what waits for drivers that never began: their cluster is down."""
-    for path in (Path(home).absolute() / _FOLDER).glob(f"{_ONCE}*.json"):
-        path.unlink(missing_ok=True)

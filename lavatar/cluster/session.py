@@ -173,12 +173,14 @@ def private_folder(home: Path) -> Path:
     """HOME/ray, or a short stand-in for it, readable by its owner only."""
     folder = root_of(home)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.lstat()  # the stand-in's name can be known: others may have put something in its place
+        if stat.S_ISLNK(about.st_mode) or about.st_uid != os.getuid():
+            whose = "is a link" if stat.S_ISLNK(about.st_mode) else "belongs to another user"
+            raise StorageError(f"{folder} {whose}", "Remove it, or choose a shorter LAVATAR_HOME.")
         folder.chmod(0o700)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}", "Make it writable or remove it.") from None
-    if folder.stat().st_uid != os.getuid():
-        raise StorageError(f"{folder} belongs to another user", "Remove it, or choose a shorter LAVATAR_HOME.")
     return folder
 
 
@@ -192,10 +194,14 @@ def root_of(home: Path) -> Path:
 
 
 def token_of(home: Path) -> Path:
-    """The file with this user's token, made at the first start."""
+    """The file with this user's token, made at the first start; its owner alone may read it, whatever it was before."""
     root = private_folder(home)
     path = root / "token"
-    if not path.exists():
+    if path.is_symlink():
+        raise StorageError(f"{path} is a link", "Remove it: the next start makes a token.")
+    if path.exists():
+        path.chmod(0o600)
+    else:
         partial = root / f".token-{os.getpid()}"
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)

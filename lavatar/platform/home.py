@@ -82,6 +82,7 @@ class Home:
     def ensure(self) -> Home:
         """Make the folders. Raises StorageError when the home cannot be written."""
         try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures of people: not for everybody's eyes
             for name in _FOLDERS:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
