@@ -25,6 +25,9 @@ COEFFICIENTS = 51
 MOST_SIDE = 4096
 """Pixels of a side of a portrait; more is no picture of a face but an attempt to fill the memory."""
 
+MOST_RATE = 480.0
+"""Frames a second of a video: no face needs more."""
+
 
 class Split(StrEnum):
     """Which side of the split in time a frame belongs to (Sec. 5.1: 10 % held out)."""
@@ -96,9 +99,7 @@ class FrameMeta:
                 "split": Split(data["split"]).value,
                 "landmarks": _points(data["landmarks"], 68),
                 "irises": _points(data["irises"], 2) if data["irises"] else (),
-                "pose": HeadPose(
-                    _rows(pose["rotation"], 3, 3), (x, y, z), scale
-                ),
+                "pose": HeadPose(_rows(pose["rotation"], 3, 3), (x, y, z), scale),
                 "camera": _camera(**camera),
                 "portrait_transform": _rows(data["portrait_transform"], 2, 3),
                 "face_transform": _rows(data["face_transform"], 2, 3),

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from lavatar.configs.recipe import describe
-from lavatar.contracts import MOST_SIDE, FrameMeta
+from lavatar.contracts import MOST_RATE, MOST_SIDE, FrameMeta
 from lavatar.datasets.picturesize import jpeg_size, png_size
 from lavatar.datasets.tarindex import MemberSpan, members
 from lavatar.errors import ShardError, StorageError
@@ -34,8 +34,6 @@ MANIFEST = "manifest.json"
 IMAGE, ALPHA, FACE, META = "image.jpg", "alpha.png", "face.jpg", "meta.json"
 MOST_META, MOST_MANIFEST = 2**20, 2**26
 """Bytes of JSON that are read; a sample's has about 4,000, a manifest's 60 a dropped frame."""
-MOST_RATE = 480.0
-"""Frames a second of a video; nobody's face needs more."""
 REDO = "Remove this folder and run the command again: preprocessing makes it anew."
 
 
