@@ -172,10 +172,9 @@ def _read_from_key(
     key = max((k for k in index.keys if k <= start), default=0)
     with open_video(path) as container:
         stream = video_stream(container, path)
-        container.seek(index.stamps[key], stream=stream, backward=True, any_frame=False)
         entered = False
         expected = start
-        for frame in _decode(container, stream, path, key):
+        for frame in _decode(container, stream, path, key) if _seeks(container, stream, index.stamps[key]) else ():
             i = number.get(frame.pts) if frame.pts is not None else None
             # Frames shown before the key frame may lack their references: ignore all until the key itself.
             entered = entered or i == key
@@ -191,6 +190,15 @@ def _read_from_key(
                 return
     # The container did not seek where it said; count from the first frame instead.
     yield from read_frames_from_start(path, expected, stop, index)
+
+
+def _seeks(container: av.container.InputContainer, stream: VideoStream, stamp: int) -> bool:
+    """Go to that time stamp; False where the container cannot."""
+    try:
+        container.seek(stamp, stream=stream, backward=True, any_frame=False)
+    except (av.FFmpegError, OverflowError):
+        return False
+    return True
 
 
 def read_frames_from_start(
