@@ -16,6 +16,7 @@ import click
 
 from lavatar.errors import LavatarError
 from lavatar.masking import masked
+from lavatar.platform.output import printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "subjects": ("lavatar.platform.commands.subjects:subjects", "The people: add, list, show, remove."),
@@ -131,9 +132,9 @@ def _show(error: LavatarError, args: list[str], debug: bool) -> int:
     if debug:
         _show_traceback(error)
     word = "" if isinstance(error, Interrupted) else "error: "
-    click.secho(f"{word}{error.message}", err=True, fg="red" if word else "yellow")
+    click.secho(printable(f"{word}{error.message}"), err=True, fg="red" if word else "yellow")
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        click.echo(f"  {printable(error.hint)}", err=True)
     if getattr(error, "answered", False):
         return error.exit_code
     return _answer(args, error.message, error.hint, error.exit_code)
@@ -152,7 +153,7 @@ def _show_unexpected(error: Exception, args: list[str], debug: bool) -> int:
     if debug:
         _show_traceback(error)
     text = masked((str(error).strip().splitlines() or [""])[0])
-    click.secho(f"internal error: {type(error).__name__}: {text}", err=True, fg="red")
+    click.secho(printable(f"internal error: {type(error).__name__}: {text}"), err=True, fg="red")
     if not debug:
         click.echo(f"  {_FAULT}", err=True)
     return _answer(args, f"{type(error).__name__}: {text}", _FAULT, 1)

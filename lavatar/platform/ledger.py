@@ -271,7 +271,8 @@ def get_stage(registry: Registry, key: str) -> Stage | None:
 def get_job(registry: Registry, job_id: str) -> Job:
     """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
     with registry.read() as session:
-        jobs = list(session.scalars(select(Job).where(Job.id.startswith(job_id, autoescape=True))))
+        begun = select(Job).where(Job.id.startswith(job_id, autoescape=True))
+        jobs = list(session.scalars(begun)) if job_id.isascii() else []
     exact = [job for job in jobs if job.id == job_id]
     if exact or len(jobs) == 1:
         return (exact or jobs)[0]

@@ -103,7 +103,7 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
 
     with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
         for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
-            shutil.copytree(folder, Path(scratch) / role)
+            shutil.copytree(folder, Path(scratch) / role, ignore=_links)
         with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what it registers; so do we
             info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
@@ -112,6 +112,11 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
     tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
     tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
     return version
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """What a copy leaves out: a link in a release could lead to any file of this machine."""
+    return [name for name in names if (Path(folder) / name).is_symlink()]
 
 
 def _refuse_another_pair(tracker: Tracker, release: Release) -> None:
