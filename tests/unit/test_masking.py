@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,12 +18,15 @@ from hypothesis import strategies as st
 
 from lavatar.cluster import environment
 from lavatar.cluster.logs import note
+from lavatar.configs.recipe import load_recipe
 from lavatar.errors import JobError, LavatarError
 from lavatar.masking import masked
 from lavatar.platform import ledger
-from lavatar.platform.home import REGISTRY_VARIABLE, Home
+from lavatar.platform.home import REGISTRY_VARIABLE, TRACKING_VARIABLE, Home
 from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.sink import MlflowSinkFactory
+from lavatar.platform.states import State
+from lavatar.platform.tracking import Tracker
 
 WORDS = st.text(string.ascii_lowercase, min_size=1, max_size=8)
 PASSWORDS = st.text(string.ascii_letters + string.digits + string.punctuation + "äß中", max_size=12).map("S3C".__add__)
@@ -83,6 +87,37 @@ def test_the_registry_keeps_no_password(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row.uri for row in ledger.artefacts(registry, ["k"], "model")] == [masked(url)]
     registry.close()
     assert not any(b"s3cr3t" in path.read_bytes() for path in tmp_path.rglob("*.db*"))
+
+
+def test_mlflow_keeps_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKING_VARIABLE, f"sqlite:///{tmp_path / 'mlflow.db'}?password=s3cr3t")
+    monkeypatch.setenv(REGISTRY_VARIABLE, "postgresql://u:s3cr3t@host/db")
+    warnings: list[str] = []
+    tracker = Tracker(Home(tmp_path), warnings.append)
+    recipe = load_recipe("tiny").model_dump(mode="json")
+    run = tracker.open_job("lavatar/a<-b", "job1", None, {"avatar": "a", **recipe})
+    assert run
+    factory = tracker.sink_factory(run)
+    assert factory
+    with contextlib.closing(factory()) as sink:
+        sink.log_params({"steps": 3})
+        sink.log_metrics(1, {"loss": 0.5})
+    tracker._try("fail", lambda: tracker.client.get_run(f"https://u:s3cr3t@host/{run}"))
+    assert tracker.end(run, State.FINISHED)
+    assert [text for text in warnings if "s3cr3t" in text] == []
+    assert len(warnings) == 1
+    assert tracker.client.get_run(run).data.metrics == {"loss": 0.5}
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in kept if b"s3cr3t" in path.read_bytes()] == []
+    assert any(path.name.startswith("mlflow.db") for path in kept)
+
+
+def test_an_mlflow_that_is_away_is_named_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKING_VARIABLE, "http://u:s3cr3t@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(JobError, match=re.escape("http://u:***@127.0.0.1:1")) as caught:
+        Tracker(Home(tmp_path), print)
+    assert "s3cr3t" not in masked("".join(traceback.format_exception(caught.value)))
 
 
 @pytest.mark.parametrize(
