@@ -2,8 +2,8 @@
 report to nobody. The command line tells itself, Ray's processes inherit it.
 
 What a cluster that is up is told for one job (addresses of databases, keys of stores) may be secret, and Ray shows a
-job's environment in its dashboard, its logs and its workers' command lines. So it goes through a file in the home that
-only its owner reads; Ray sees the file's name.
+job's environment in its dashboard, its logs and its workers' command lines. So secrets go through a file in the home
+that only its owner reads; Ray sees the file's name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import json
 import os
 import platform
 import secrets
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from lavatar.errors import StorageError
+from lavatar.masking import is_secret
 
 UNREPORTED = {
     "DO_NOT_TRACK": "true",
@@ -28,7 +31,7 @@ UNREPORTED = {
 HANDED = ("LAVATAR_", "MLFLOW_", "AWS_", "PG")
 """Beginnings of the variables that a job gets from where it was started; all else is the cluster's."""
 HANDED_VARIABLE = "LAVATAR_HANDED"
-"""Names the file with them."""
+"""Names the file with those that are secret."""
 _FOLDER, _ONCE = "handed", "job-"
 _WAITED_SECONDS = 86_400.0
 
@@ -49,13 +52,21 @@ def contain(home: Path) -> None:
         os.environ.setdefault(name, value)
 
 
-def hand_over(home: Path, job: str = "") -> Path:
-    """The file (0600) with this process's variables for the processes of a cluster: for all of a driver that this
-    process is, or once, for the driver of `job`."""
-    folder = Path(home).absolute() / _FOLDER
-    name = f"{_ONCE}{job}-{secrets.token_hex(4)}" if job else f"{platform.node()}-{os.getpid()}"
+def hand_over(home: Path, job: str = "") -> dict[str, str]:
+    """What Ray is told of this process's variables for the processes of a cluster: those without a secret, and the name
+    of a file (0600) with the others. For all processes of the driver that this process is, or once, for that of `job`.
+    """
     values = {k: v for k, v in os.environ.items() if k.startswith(HANDED) and k != HANDED_VARIABLE}
-    path = folder / f"{name}.json"
+    hidden = {name: value for name, value in values.items() if is_secret(name, value)}
+    told = {name: value for name, value in values.items() if name not in hidden}
+    if hidden:
+        name = f"{_ONCE}{job}-{secrets.token_hex(4)}" if job else f"{platform.node()}-{os.getpid()}"
+        told[HANDED_VARIABLE] = str(_write_private(Path(home).absolute() / _FOLDER, f"{name}.json", hidden))
+    return told
+
+
+def _write_private(folder: Path, name: str, values: Mapping[str, str]) -> Path:
+    path = folder / name
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -70,17 +81,20 @@ def hand_over(home: Path, job: str = "") -> Path:
 
 
 def take_over() -> None:
-    """What this process was handed becomes its environment; nothing where nothing was handed. Raises OSError.
+    """The secrets that this process was handed become part of its environment; nothing where none were. Where the file
+    is not, for machines need not share the home, those of the machine itself count.
 
     Ray calls it in each of its processes that works for us, the command line when it begins.
     """
-    given = os.environ.get(HANDED_VARIABLE)
+    given = os.environ.pop(HANDED_VARIABLE, "")
     if not given:
         return
     path = Path(given)
-    os.environ.update(json.loads(path.read_text()))
+    try:
+        os.environ.update(json.loads(path.read_text()))
+    except FileNotFoundError:
+        print(f"{path} is not on this machine: secrets are those of its own environment", file=sys.stderr)
     if path.name.startswith(_ONCE):
-        del os.environ[HANDED_VARIABLE]
         path.unlink(missing_ok=True)
 
 

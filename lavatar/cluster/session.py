@@ -133,20 +133,22 @@ def attach(home: Path, address: str) -> Session:
     contain(home)
     import ray
 
-    open_, handed = {*OPENMP, *contained(home)}, hand_over(home)
-    passed = {name: value for name, value in os.environ.items() if name in open_ or name.startswith("RAY_TRAIN_")}
-    passed[HANDED_VARIABLE] = str(handed)
+    own, handed = {*OPENMP, *contained(home)}, hand_over(home)
+    passed = {name: value for name, value in os.environ.items() if name in own or name.startswith("RAY_TRAIN_")}
+    passed |= handed
+    record = Path(handed[HANDED_VARIABLE]) if HANDED_VARIABLE in handed else None
     told = {"env_vars": passed, "worker_process_setup_hook": f"{take_over.__module__}.{take_over.__name__}"}
     try:
         with _loopback_only() if address.startswith("127.0.0.1:") else contextlib.nullcontext(), _sigterm_kept():
             context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=told)
     except Exception as error:
-        handed.unlink(missing_ok=True)
+        if record:
+            record.unlink(missing_ok=True)
         raise JobError(
             f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}",
             "Check the address and RAY_AUTH_TOKEN_PATH, or leave the address away to use this machine.",
         ) from error
-    return Session(address, context.dashboard_url or None, True, record=handed)
+    return Session(address, context.dashboard_url or None, True, record=record)
 
 
 def already_connected() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lavatar.cluster import head
-from lavatar.cluster.environment import HANDED_VARIABLE, hand_over
+from lavatar.cluster.environment import hand_over
 from lavatar.errors import ConfigError, UsageError
 from lavatar.platform import ledger
 from lavatar.platform.home import HOME_VARIABLE, Home
@@ -36,8 +36,8 @@ def detach(home: Home, registry: Registry, plan: Plan, warn: Callable[[str], Non
     ledger.reopen_job(registry, plan.job_id)
     command = shlex.join([sys.executable, "-m", "lavatar.platform.cli", "jobs", "run", plan.job_id])
     passed = {
+        **hand_over(home.root, plan.job_id),
         HOME_VARIABLE: str(Path(home.root).absolute()),
-        HANDED_VARIABLE: str(hand_over(home.root, plan.job_id)),
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # the driver hands its variables on to the stages
     }
     name = head.submit(home.root, cluster, plan.job_id, command, passed)

@@ -20,7 +20,7 @@ from lavatar.cluster import environment
 from lavatar.cluster.logs import note
 from lavatar.configs.recipe import load_recipe
 from lavatar.errors import JobError, LavatarError
-from lavatar.masking import masked
+from lavatar.masking import is_secret, masked
 from lavatar.platform import ledger
 from lavatar.platform.home import REGISTRY_VARIABLE, TRACKING_VARIABLE, Home
 from lavatar.platform.registry import Registry, open_registry
@@ -46,6 +46,7 @@ def test_the_password_of_an_address_is_never_shown(scheme: str, user: str, passw
         ("https://b.example/k?X-Amz-Signature=s3cr3t", "https://b.example/k?X-Amz-Signature=***"),
         ("AWS_SECRET_ACCESS_KEY=s3cr3t", "AWS_SECRET_ACCESS_KEY=***"),
         ("Authorization: Bearer s3cr3t", "Authorization: Bearer ***"),
+        ('{"key": 1, "secret": "s3cr3t"}', '{"key": 1, "secret": "***"}'),
         ("conninfo 'user=u password=s3cr3t host=h'", "conninfo 'user=u password=*** host=h'"),
     ],
 )
@@ -147,12 +148,17 @@ def test_what_is_handed_to_a_cluster_is_in_a_file_that_only_its_owner_reads(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
     monkeypatch.setenv("UNRELATED", "x")
     (tmp_path / "handed").mkdir(mode=0o755)
-    path = environment.hand_over(tmp_path, "job1")
+    monkeypatch.setenv("LAVATAR_STORE", "s3://bucket/path")
+    monkeypatch.setenv(REGISTRY_VARIABLE, "postgresql://u:s3cr3t@host/db")
+    told = environment.hand_over(tmp_path, "job1")
+    assert told["LAVATAR_STORE"] == "s3://bucket/path"
+    assert "s3cr3t" not in json.dumps(told)
+    path = Path(told[environment.HANDED_VARIABLE])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert json.loads(path.read_text())["AWS_SECRET_ACCESS_KEY"] == "s3cr3t"
     assert "UNRELATED" not in path.read_text()
-    assert "s3cr3t" not in str(path)
+    assert "LAVATAR_STORE" not in path.read_text()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
     monkeypatch.setenv(environment.HANDED_VARIABLE, str(path))
     environment.take_over()
@@ -161,12 +167,44 @@ def test_what_is_handed_to_a_cluster_is_in_a_file_that_only_its_owner_reads(
     assert environment.HANDED_VARIABLE not in os.environ
 
 
-def test_files_of_killed_drivers_and_of_jobs_that_never_began_are_removed(tmp_path: Path) -> None:
-    own, waiting = environment.hand_over(tmp_path), environment.hand_over(tmp_path, "job1")
+def test_files_of_killed_drivers_and_of_jobs_that_never_began_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    own, waiting = (Path(environment.hand_over(tmp_path, job)[environment.HANDED_VARIABLE]) for job in ("", "job1"))
     dead = own.with_name(own.name.replace(str(os.getpid()), "99999999"))
     dead.write_text("{}")
-    assert environment.hand_over(tmp_path) == own
+    environment.hand_over(tmp_path)
     assert sorted(own.parent.iterdir()) == sorted([own, waiting])
     os.utime(waiting, (0, 0))
     environment.hand_over(tmp_path)
     assert list(own.parent.iterdir()) == [own]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("AWS_ACCESS_KEY_ID", "AKIA", True), ("AWS_SECRET_ACCESS_KEY", "x", True), ("AWS_SESSION_TOKEN", "x", True),
+        ("MLFLOW_TRACKING_PASSWORD", "x", True), ("MLFLOW_TRACKING_TOKEN", "x", True), ("PGPASSWORD", "x", True),
+        ("LAVATAR_REGISTRY", "postgresql://u:p@h/d", True), ("LAVATAR_STORE_OPTIONS", '{"secret": "x"}', True),
+        ("LAVATAR_REGISTRY", "postgresql://u@h/d", False), ("MLFLOW_TRACKING_URI", "http://host:5000", False),
+        ("AWS_DEFAULT_REGION", "eu-1", False), ("LAVATAR_WEIGHTS", "/weights", False), ("PGHOST", "h", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_secret(name: str, value: str, secret: bool) -> None:
+    assert is_secret(name, value) is secret
+
+
+def test_without_a_secret_there_is_no_file_and_without_the_file_a_machines_own_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith(environment.HANDED)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LAVATAR_WEIGHTS", "/weights")
+    assert environment.hand_over(tmp_path) == {"LAVATAR_WEIGHTS": "/weights"}
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the machine")
+    monkeypatch.setenv(environment.HANDED_VARIABLE, str(tmp_path / "handed" / "x.json"))
+    environment.take_over()
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "of the machine"
+    assert "is not on this machine" in capsys.readouterr().err
