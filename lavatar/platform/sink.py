@@ -204,7 +204,7 @@ class MlflowSink:
 
 def _read_steps(text: str) -> dict[str, int]:
     pairs = (item.rpartition("=") for item in text.split("\n") if "=" in item)
-    return {name: int(step) for name, _, step in pairs if step.isdigit()}
+    return {name: int(step) for name, _, step in pairs if step.isdecimal()}
 
 
 def _write_steps(steps: Mapping[str, int]) -> str:

@@ -32,6 +32,7 @@ from lavatar.platform.finished import recipe_of
 from lavatar.platform.home import Home
 from lavatar.platform.output import printable
 from lavatar.platform.registry import Registry, open_registry, schema_revision
+from lavatar.platform.sink import _read_steps, _write_steps
 from lavatar.platform.subjects import (
     add_subject,
     check_name,
@@ -368,6 +369,15 @@ def test_a_path_in_the_registry_that_leaves_the_home_is_refused(tmp_path: Path, 
         Home(tmp_path / "home").absolute(remembered)
     inside = Home(tmp_path / "x" / ".." / "home")
     assert inside.relative(inside.root / "shards" / "k") == "shards/k"
+
+
+@given(ANY_TEXT | st.text("a=²٣\n1", max_size=12))
+@example("a=²")
+def test_any_tag_of_a_run_is_read_or_ignored(text: str) -> None:
+    """Which pictures an earlier attempt logged, as MLflow says."""
+    steps = _read_steps(text)
+    assert all(isinstance(step, int) for step in steps.values())
+    assert _read_steps(_write_steps(steps)) == steps
 
 
 @given(data=st.data())
