@@ -27,6 +27,8 @@ once, in `lavatar.platform.cli`.
 
 from __future__ import annotations
 
+from lavatar.masking import masked
+
 
 class LavatarError(Exception):
     """Root of the tree. `message` says what happened, `hint` what to do next; both are shown to the user."""
@@ -34,6 +36,7 @@ class LavatarError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = masked(message), masked(hint)  # both are shown, logged and stored: no secret gets into them
         super().__init__(message, hint)  # both in args, so that the error survives pickling between processes
         self.message = message
         self.hint = hint

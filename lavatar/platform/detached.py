@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from lavatar.cluster import head
+from lavatar.cluster.environment import hand_over
 from lavatar.cluster.resources import Machine, Node, share_of
 from lavatar.errors import ConfigError, UsageError
 from lavatar.platform import ledger
@@ -17,9 +17,6 @@ from lavatar.platform.jobs import store_job
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
-
-PASSED = ("LAVATAR_", "MLFLOW_")
-"""Beginnings of the variables that the job gets from here; the rest is the cluster's."""
 
 
 def detach(
@@ -42,9 +39,11 @@ def detach(
         return cluster, None
     ledger.reopen_job(registry, plan.job_id)
     command = shlex.join([sys.executable, "-m", "lavatar.platform.cli", "jobs", "run", plan.job_id])
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
-    passed[HOME_VARIABLE] = str(Path(home.root).absolute())
-    passed["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # the driver hands its variables on to the stages
+    passed = {
+        **hand_over(home.root, plan.job_id),
+        HOME_VARIABLE: str(Path(home.root).absolute()),
+        "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # the driver hands its variables on to the stages
+    }
     name = head.submit(home.root, cluster, plan.job_id, command, passed)
     ledger.record(registry, plan.job_id, f"handed to the cluster at {cluster.address} as {name}")
     return cluster, name

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from lavatar.cluster.results import whole
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import LavatarError, UnknownJobError
+from lavatar.masking import masked
 from lavatar.platform import leases
 from lavatar.platform.home import Home
 from lavatar.platform.jsonable import plain
@@ -292,7 +293,8 @@ def get_stages(registry: Registry, keys: Iterable[str]) -> Sequence[Stage]:
 def get_job(registry: Registry, job_id: str) -> Job:
     """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
     with registry.read() as session:
-        jobs = list(session.scalars(select(Job).where(Job.id.startswith(job_id, autoescape=True))))
+        begun = select(Job).where(Job.id.startswith(job_id, autoescape=True))
+        jobs = list(session.scalars(begun)) if job_id.isascii() else []
     exact = [job for job in jobs if job.id == job_id]
     if exact or len(jobs) == 1:
         return (exact or jobs)[0]
@@ -334,7 +336,8 @@ def artefacts(registry: Registry, keys: Iterable[str], kind: str) -> list[Artefa
 
 
 def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
-    """Remember a version in the model registry at `uri` that was made from this stage."""
+    """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
+    uri = masked(uri)
     with registry.write() as session:
         where = (Artefact.stage_key == key, Artefact.kind == "model", Artefact.name == name)
         session.execute(delete(Artefact).where(*where))
@@ -346,7 +349,7 @@ def record(
 ) -> None:
     """One line of the job's log."""
     with registry.write() as session:
-        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=text))
+        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=masked(text)))
 
 
 def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
@@ -358,7 +361,7 @@ def failure(error: BaseException) -> tuple[str, str]:
     """Message and hint of an exception, as they are stored."""
     if isinstance(error, LavatarError):
         return error.message, error.hint
-    return f"{type(error).__name__}: {error}", "Run it again with --debug."
+    return masked(f"{type(error).__name__}: {error}"), "Run it again with --debug."
 
 
 def latest_stages(

@@ -20,6 +20,7 @@ import numpy as np
 
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
+from lavatar.masking import masked
 from lavatar.platform.home import Home
 from lavatar.platform.tracking import Tracker, Warn
 
@@ -65,7 +66,7 @@ def register(home: Home, tracker: Tracker, release: Release, run_id: str | None,
         warn(f"{error.message}. {error.hint}")
         return None
     except Exception as error:  # whatever MLflow raises: the models on disk are not touched by it
-        text = (str(error).strip().splitlines() or [""])[0]
+        text = masked((str(error).strip().splitlines() or [""])[0])
         warn(
             f"{release.name} could not be registered in MLflow ({type(error).__name__}: {text}); submit again to retry"
         )
@@ -102,7 +103,7 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
 
     with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
         for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
-            shutil.copytree(folder, Path(scratch) / role)
+            shutil.copytree(folder, Path(scratch) / role, ignore=_links)
         info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
     for key, value in release.tags.items():
@@ -125,6 +126,11 @@ class _Unserved:
 
         mlflow.pyfunc.save_model(**options)
         disable_logging()  # what comes next is registered, and MLflow announces it; so do we
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """What a copy leaves out: a link in a release could lead to any file of this machine."""
+    return [name for name in names if (Path(folder) / name).is_symlink()]
 
 
 def _refuse_another_pair(tracker: Tracker, release: Release) -> None:

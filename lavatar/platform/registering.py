@@ -12,6 +12,7 @@ from typing import Self
 
 from lavatar.contracts import StageKind
 from lavatar.errors import LavatarError, StageFailedError
+from lavatar.masking import masked
 from lavatar.platform import ledger
 from lavatar.platform.execution import Office
 from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
@@ -40,7 +41,7 @@ def unregistered(office: Office, wanted: Sequence[Release]) -> list[Release]:
     if not wanted:
         return []
     rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
-    present = {(row.stage_key, row.name) for row in rows if row.uri == office.home.tracking_uri}
+    present = {(row.stage_key, row.name) for row in rows if row.uri == masked(office.home.tracking_uri)}
     return [r for r in wanted if (r.stage_key, r.name) not in present]
 
 

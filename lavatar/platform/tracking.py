@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lavatar.cluster.environment import UNREPORTED
 from lavatar.errors import JobError
 from lavatar.inference.figures import flat
+from lavatar.masking import masked
 from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
 from lavatar.platform.sink import MlflowSinkFactory
 from lavatar.platform.states import State
@@ -212,4 +213,4 @@ def metric_name(name: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    return masked(f"{type(error).__name__}: {text[0] if text else ''}")

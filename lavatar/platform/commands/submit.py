@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,21 +94,22 @@ def named_pairs(
 
 def read_pairs(file: Path) -> list[tuple[str, str]]:
     """The pairs that a YAML file lists. Raises UsageError, naming the entry that is wrong."""
-    import yaml
+    from lavatar.configs.yamltext import MOST_CHARACTERS, read_yaml
 
     way_out = "Write a list: - {avatar: ada, actor: bruna}"
     try:
-        entries = yaml.safe_load(file.read_text())
+        with file.open() as stream:
+            entries = read_yaml(stream.read(MOST_CHARACTERS + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}", way_out) from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is no YAML: {' '.join(str(error).split())}", way_out) from None
+    except ValueError as error:
+        raise UsageError(f"{file} is no YAML: {error}", way_out) from None
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"{file} is no list of pairs", way_out)
     for number, entry in enumerate(entries, 1):
         names = entry.values() if isinstance(entry, dict) and set(entry) == {"avatar", "actor"} else ()
         if not names or not all(isinstance(name, str) and name for name in names):
-            raise UsageError(f"{file}: entry {number} is no pair: {str(entry)[:80]!r}", way_out)
+            raise UsageError(f"{file}: entry {number} is no pair: {reprlib.repr(entry)}", way_out)
     return [(entry["avatar"], entry["actor"]) for entry in entries]
 
 
