@@ -55,7 +55,9 @@ def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], 
         require_weights(todo)
         home.require_space(space_needed(todo, plan.people))
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
-    return todo
+    stages = ledger.job_stages(registry, plan.job_id)
+    done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked
+    return [stage for stage in plan.stages if stage.key not in done]
 
 
 def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage], pulse: _Heartbeat) -> None:
