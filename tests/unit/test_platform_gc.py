@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -76,7 +75,7 @@ def folders(home: Home) -> set[str]:
 SETS = ("AB", "AC", "DB", "BA")
 
 
-@pytest.mark.parametrize("kept", [set(c) for n in range(4) for c in itertools.combinations(SETS, n)])
+@pytest.mark.parametrize("kept", [set(), {"AB"}, {"BA"}, {"AC", "DB"}, {"AB", "AC", "BA"}], ids=",".join)
 def test_what_a_job_needs_is_never_freed(world: World, kept: set[str]) -> None:
     """Of four jobs that share stages some are deleted: the others find all of theirs, and nothing else is left."""
     home, registry = world
@@ -101,7 +100,7 @@ def test_what_a_job_needs_is_never_freed(world: World, kept: set[str]) -> None:
 
 
 def test_the_command_lines(world: World, lavatar: Any, home: Path) -> None:
-    place, registry = world
+    place, _ = world
     plan = make_plan(place)
     run(world, plan)
     run(world, make_plan(place, "A", "C"))
@@ -174,8 +173,7 @@ def test_the_pair_that_a_pair_began_at_is_kept(world: World) -> None:
     assert again.job_id == second.job_id
     assert run(world, again) == []
     delete_job(registry, second.job_id)
-    assert "pair:A<-C" in names(collect(world))
-    assert names(collect(world)) == ["pair:A<-B"], "nobody began at it any more"
+    assert {"pair:A<-B", "pair:A<-C"} <= set(names(collect(world))), "no job needs the place any more"
     assert folders(home) == set()
 
 
@@ -215,9 +213,10 @@ def test_a_killed_gc_leaves_what_the_next_one_frees(world: World, monkeypatch: p
         raise Killed
 
     item = next(item for item in garbage(home, registry, print) if "avatar:A" in item.what)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr("lavatar.platform.garbage.shutil.rmtree", kill)
-        item.free()
+        with pytest.raises(Killed):
+            item.free()
     (part,) = home.root.glob("checkpoints/.*.part")
     assert ledger.get_stage(registry, part.name[1:65]) is None
     collect(world)
@@ -261,13 +260,16 @@ def busy_world(
 
 
 def test_planning_and_freeing_at_the_same_moment(busy_world: World) -> None:
-    """For two seconds one thread submits and deletes a job, another frees: no job is without one of its stages."""
+    """One thread submits and deletes a job, again and again, another frees: no job is without one of its stages."""
     home, registry = busy_world
     plan, errors, rounds = make_plan(home), [], [0, 0]
-    end = time.monotonic() + 2
+    end = time.monotonic() + 30
+
+    def going() -> bool:
+        return min(rounds) < 4 and time.monotonic() < end and not errors
 
     def submit() -> None:
-        while time.monotonic() < end:
+        while going():
             ledger.store_plan(registry, home, plan, "x")
             with registry.read() as session:
                 linked = set(session.scalars(select(JobStage.stage_key)))
@@ -277,7 +279,7 @@ def test_planning_and_freeing_at_the_same_moment(busy_world: World) -> None:
             rounds[0] += 1
 
     def free() -> None:
-        while time.monotonic() < end:
+        while going():
             rounds[1] += len([item for item in garbage(home, registry, print) if item.free()])
 
     def guarded(work: Any) -> None:
@@ -292,10 +294,10 @@ def test_planning_and_freeing_at_the_same_moment(busy_world: World) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert min(rounds) > 3
+    assert min(rounds) >= 4
 
 
-def test_on_postgresql_freeing_waits_for_a_plan_that_is_being_stored(busy_world: World) -> None:
+def test_freeing_waits_for_a_plan_that_is_being_stored(busy_world: World) -> None:
     home, registry = busy_world
     plan = make_plan(home)
     ledger.store_plan(registry, home, plan, "x")
@@ -308,6 +310,7 @@ def test_on_postgresql_freeing_waits_for_a_plan_that_is_being_stored(busy_world:
 
     with registry.write() as session:
         hold_stages(session)
+        assert session.scalars(select(Stage.key)).all()
         thread = threading.Thread(target=free)
         thread.start()
         assert not done.wait(0.3)

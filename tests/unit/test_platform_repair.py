@@ -205,7 +205,7 @@ class Stop(NullSink):
         print("drawn", flush=True)
         time.sleep(60)
 
-config = PreprocessConfig(portrait_size=64, face_size=32, segment_frames=4, synthetic_frames=24, min_frames=8)
+config = PreprocessConfig(portrait_size=64, face_size=32, segment_frames=10, synthetic_frames=24, min_frames=8)
 source = VideoSource("s", synthetic_seed=1)
 preprocess(source, config, Path(sys.argv[1]), parallel=serial, events=Stop(), stage="s")
 """
