@@ -66,12 +66,12 @@ def process_mark() -> str:
     return f"{owner.host}|{owner.pid}|{owner.started}"
 
 
-def marked_alive(mark: str) -> bool:
-    """Whether the process of a `process_mark` may still be there: only its own host can say that it is gone."""
+def marked_alive(mark: str) -> bool | None:
+    """Whether the process of a `process_mark` is still there; None if it is not one of this host: nobody here knows."""
     host, _, rest = mark.partition("|")
     pid, _, started = rest.partition("|")
     if host != this_host() or not pid.isdigit():
-        return True
+        return None
     return str(process_start(int(pid)) or 0.0) == started
 
 

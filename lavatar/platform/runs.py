@@ -14,7 +14,7 @@ from lavatar.platform import ledger
 from lavatar.platform.findings import Finding
 from lavatar.platform.home import Home
 from lavatar.platform.leases import marked_alive, owner_alive
-from lavatar.platform.registry import Registry
+from lavatar.platform.registry import Registry, now
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import HOME_TAG, OWNER_TAG, Tracker, connect
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000
+FAR_SECONDS = 600.0
+"""How long after its stage or job a run of another machine may end."""
 
 
 def unended(home: Home, registry: Registry) -> Iterator[Finding]:
@@ -38,9 +40,18 @@ def unended(home: Home, registry: Registry) -> Iterator[Finding]:
     rows = _rows(registry)
     for run in _search(client, home, "attributes.status = 'RUNNING'"):
         row = rows.get(run.info.run_id)
-        alive = owner_alive(row) if row is not None else marked_alive(run.data.tags.get(OWNER_TAG, ""))
-        if not alive:
+        if _abandoned(run, row):
             yield _finding(home, registry, run, row)
+
+
+def _abandoned(run: Run, row: Stage | Job | None) -> bool:
+    """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that."""
+    if row is not None and row.state == State.RUNNING:
+        return not owner_alive(row)
+    alive = marked_alive(run.data.tags.get(OWNER_TAG, ""))
+    if alive is None:
+        return row is not None and (row.ended or 0.0) < now() - FAR_SECONDS
+    return not alive
 
 
 def _finding(home: Home, registry: Registry, run: Run, row: Stage | Job | None) -> Finding:
@@ -48,15 +59,15 @@ def _finding(home: Home, registry: Registry, run: Run, row: Stage | Job | None) 
 
     def mend() -> None:
         ledger.release_dead(registry)
-        now = _rows(registry).get(run_id)
-        if now is not None and now.state == State.RUNNING:  # taken up meanwhile
+        left = _rows(registry).get(run_id)
+        if left is not None and left.state == State.RUNNING:  # taken up meanwhile
             return
         failures: list[str] = []
-        state = State(now.state) if now is not None and now.state != State.PENDING else State.INTERRUPTED
+        state = State(left.state) if left is not None and left.state != State.PENDING else State.INTERRUPTED
         if not Tracker(home, failures.append).end(run_id, state):
             raise JobError("; ".join(failures), "Try again when MLflow answers.")
-        if now is not None:
-            ledger.set_run(registry, now, run_id, open_=False)
+        if left is not None:
+            ledger.set_run(registry, left, run_id, open_=False)
 
     whose = repr(row) if row is not None else "no stage or job"
     text = f"the MLflow run {name!r} ({run_id[:8]}) of {whose} is shown as running, and the process behind it is gone"
@@ -76,7 +87,7 @@ def unreferenced(home: Home, registry: Registry) -> list[Run]:
         run
         for run in found
         if (shown is None or run.info.experiment_id != shown.experiment_id)
-        and (run.info.status != "RUNNING" or not marked_alive(run.data.tags.get(OWNER_TAG, "")))
+        and (run.info.status != "RUNNING" or marked_alive(run.data.tags.get(OWNER_TAG, "")) is False)
         and not client.search_model_versions(f"run_id='{run.info.run_id}'", max_results=1)
     ]
 

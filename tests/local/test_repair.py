@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from submit_files import Lavatar, descendants
+from submit_files import Lavatar, descendants, stopped, training_worker
 
 from lavatar.cluster.session import root_of
 from lavatar.datasets import shards
@@ -41,7 +41,8 @@ def test_a_crash_is_mended_and_the_job_goes_on(lavatar: Lavatar) -> None:
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
     process = lavatar.start(*lavatar.submit("ann", "bob", avatar_training__steps=300))
     row = lavatar.wait_for(process, "avatar:ann", 70)
-    assert findings(lavatar, "--repair") == (0, []), "all of it is in use"
+    with stopped(training_worker(process.pid)), stopped(psutil.Process(process.pid)):  # a sleeping owner is an owner
+        assert findings(lavatar, "--repair") == (0, []), "all of it is in use"
     family = descendants(process.pid)
     process.kill()
     process.communicate()

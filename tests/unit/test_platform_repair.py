@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import update
 
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
@@ -27,7 +28,7 @@ from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry, now, open_registry
 from lavatar.platform.tables import Stage
-from lavatar.platform.tracking import Tracker, connect
+from lavatar.platform.tracking import OWNER_TAG, Tracker, connect
 from lavatar.training import checkpoint as checkpoints
 from lavatar.training.loop import TrainingConfig
 
@@ -145,6 +146,24 @@ def test_another_homes_run_and_another_hosts_process_are_left(home: Path, monkey
     assert {run.info.run_name: run.info.status for run in runs} == {
         "job theirs": "RUNNING", "job far": "RUNNING", "job gone": "KILLED",
     }  # fmt: skip
+
+
+def test_a_run_is_not_ended_before_the_process_that_finished_its_stage_ends_it(world: World) -> None:
+    """Another machine's process has ten minutes for that; one of this machine as long as it lives."""
+    home, registry, plan = world
+    tracker, row = Tracker(home, print), ledger.get_stage(registry, plan.stages[2].key)
+    assert row is not None
+    run = tracker.open_stage("lavatar/x", row.name, None, None, {})
+    ledger.set_run(registry, row, run, open_=True)
+    assert doctor(home, repair=True) == []
+    tracker.client.set_tag(run, OWNER_TAG, "far|1|1.0")
+    assert doctor(home, repair=True) == []
+    with registry.write() as session:
+        session.execute(update(Stage).values(ended=now() - 700))
+    (found,) = doctor(home, repair=True)
+    assert "MLflow run 'avatar:A'" in found.finding.what
+    assert tracker.client.get_run(run).info.status == "FINISHED", "as its stage"
+    assert doctor(home) == []
 
 
 def test_a_lease_of_another_machine_ends_when_it_has_run_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
