@@ -66,7 +66,7 @@ def up(
 
 def join(home: Path, address: str, *, cpus: int | None = None, gpus: int | None = None) -> None:
     """Makes this machine a node of the cluster at `address`, whose token is in RAY_AUTH_TOKEN_PATH."""
-    if _processes(home):
+    if running_here(home):
         raise UsageError("a head or a node of this home runs already", "End it first: lavatar cluster down")
     if "RAY_AUTH_TOKEN" not in os.environ and not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
         raise UsageError(
@@ -110,6 +110,11 @@ def address_for(home: Path) -> str | None:
         return None
     session.prepare_environment(home, session.token_of(home))
     return head.address
+
+
+def running_here(home: Path) -> bool:
+    """Whether a head or a node of this home runs on this machine."""
+    return bool(_processes(home))
 
 
 def nodes(home: Path, head: Head) -> list[dict[str, Any]]:

@@ -291,12 +291,16 @@ def _joined() -> Session:
     return Session(ray.get_runtime_context().gcs_address, None, False)
 
 
-def remove_ended(temp: Path) -> None:
+def ended(temp: Path) -> list[Path]:
     """Folders of Ray sessions whose process is gone (its number ends the name)."""
-    for folder in temp.glob("session_*_*"):
-        number = folder.name.rpartition("_")[2]
-        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not alive(int(number))):
-            shutil.rmtree(folder, ignore_errors=True)
+    folders = [path for path in sorted(temp.glob("session_*_*")) if not path.is_symlink()]
+    return [path for path in folders if not alive(path.name.rpartition("_")[2])]
+
+
+def remove_ended(temp: Path) -> None:
+    """The folders of ended sessions, and those of this process."""
+    for folder in (*ended(temp), *temp.glob(f"session_*_{os.getpid()}")):
+        shutil.rmtree(folder, ignore_errors=True)
     latest = temp / "session_latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink(missing_ok=True)

@@ -278,19 +278,22 @@ def read_manifest(folder: Path) -> Manifest:
 def verify(folder: Path) -> Manifest:
     """Compare each tar with its SHA-256 in the manifest. Raises ShardError naming every tar that differs."""
     manifest = read_manifest(folder)
-    bad = []
-    for tar in manifest.tars:
-        path = Path(folder) / tar["name"]
-        if not path.is_file():
-            bad.append(f"{tar['name']} is missing")
-            continue
-        with path.open("rb") as stream:
-            got = hashlib.file_digest(stream, "sha256").hexdigest()
-        if got != tar["sha256"]:
-            bad.append(f"{tar['name']} has SHA-256 {got[:12]}…, the manifest says {tar['sha256'][:12]}…")
+    bad = [reason for tar in manifest.tars if (reason := defect(folder, tar))]
     if bad:
         raise ShardError(f"{folder}: {'; '.join(bad)}", REDO)
     return manifest
+
+
+def defect(folder: Path, tar: Mapping[str, Any]) -> str | None:
+    """Why a tar is not the one that its manifest entry describes; None if it is."""
+    path = Path(folder) / tar["name"]
+    if not path.is_file():
+        return f"{tar['name']} is missing"
+    with path.open("rb") as stream:
+        got = hashlib.file_digest(stream, "sha256").hexdigest()
+    if got != tar["sha256"]:
+        return f"{tar['name']} has SHA-256 {got[:12]}…, the manifest says {tar['sha256'][:12]}…"
+    return None
 
 
 def index_tar(path: Path, samples: int | None = None) -> dict[str, dict[str, MemberSpan]]:

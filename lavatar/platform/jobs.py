@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
-from lavatar.masking import masked
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
@@ -57,7 +56,9 @@ def store_job(
         require_weights(todo)
         home.require_space(space_needed(todo, plan.people))
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
-    return todo
+    stages = ledger.job_stages(registry, plan.job_id)
+    done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked
+    return [stage for stage in plan.stages if stage.key not in done]
 
 
 def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage], pulse: _Heartbeat) -> None:

@@ -60,6 +60,21 @@ def owner_alive(row: Leased) -> bool:
     return started is not None and started == (row.owner_started or started)
 
 
+def process_mark() -> str:
+    """This process in a line, for places that hold no row of ours: host, number and start."""
+    owner = Owner.current()
+    return f"{owner.host}|{owner.pid}|{owner.started}"
+
+
+def marked_alive(mark: str) -> bool | None:
+    """Whether the process of a `process_mark` is still there; None if it is not one of this host: nobody here knows."""
+    host, _, rest = mark.partition("|")
+    pid, _, started = rest.partition("|")
+    if host != this_host() or not pid.isdigit():
+        return None
+    return str(process_start(int(pid)) or 0.0) == started
+
+
 def process_start(pid: int) -> float | None:
     """When process `pid` of this machine started, in ticks since boot (unmoved by clock changes); None if it is gone.
 

@@ -19,7 +19,7 @@ from lavatar.platform.home import Home
 from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
-from lavatar.platform.registry import Registry, insert_missing, now
+from lavatar.platform.registry import Registry, hold_stages, insert_missing, now
 from lavatar.platform.states import State, move
 from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobPair, JobStage, Stage
 
@@ -40,6 +40,7 @@ class StageView:
 def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str, priority: int | None = None) -> None:
     """Write the job and its stages down, leaving what is there already. `priority` None: as it was, 0 at first."""
     with registry.write() as session:
+        hold_stages(session)
         job = {
             "id": plan.job_id,
             "avatar": plan.avatar,
@@ -64,6 +65,9 @@ def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str, prio
         ]
         insert_missing(session, JobPair, pairs)
         insert_missing(session, Stage, [_stage_row(home, s.spec) for s in plan.stages])
+        starts = {pair.bridge.key: pair.warm.key for pair in plan.pairs if pair.warm}
+        if starts:
+            session.execute(update(Stage), [{"key": key, "warm": warm} for key, warm in starts.items()])
         rows = [
             {"job_id": plan.job_id, "stage_key": s.key, "name": s.name, "position": i}
             for i, s in enumerate(plan.stages)
@@ -259,6 +263,12 @@ def release_dead(registry: Registry) -> list[Stage | Job]:
         for row in dead:
             leases.abandon(row)
     return dead
+
+
+def dead(registry: Registry) -> list[Stage | Job]:
+    """Stages and jobs that a dead process left running."""
+    with registry.read() as session:
+        return [row for row in _running(session) if not leases.owner_alive(row)]
 
 
 def _running(session: Session, *, lock: bool = False) -> list[Stage | Job]:

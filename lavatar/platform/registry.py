@@ -29,6 +29,7 @@ BUSY_SECONDS = 30.0
 
 _WRITE = "lavatar_write"
 _ADVISORY_LOCK = 0x1A7A7A4  # any number, the same for every lavatar: serialises migrations on one PostgreSQL
+_FREEING_LOCK = 0x1A7A7A5  # another one: who frees a stage shuts out who plans it
 
 
 class Registry:
@@ -88,6 +89,16 @@ def insert_missing(session: Session, table: type, rows: Sequence[Mapping[str, An
     dialect = session.get_bind().dialect.name
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(table).on_conflict_do_nothing()
     session.execute(statement, [dict(row) for row in rows])
+
+
+def hold_stages(session: Session, *, freeing: bool = False) -> None:
+    """Until this write transaction ends no stage is freed, or, if `freeing`, none is planned.
+
+    SQLite has one writer at a time as it is.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        lock = "pg_advisory_xact_lock" if freeing else "pg_advisory_xact_lock_shared"
+        session.execute(sa.text(f"SELECT {lock}(:n)"), {"n": _FREEING_LOCK})
 
 
 def now() -> float:

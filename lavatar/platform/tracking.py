@@ -21,6 +21,7 @@ from lavatar.errors import JobError
 from lavatar.inference.figures import flat
 from lavatar.masking import masked
 from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
+from lavatar.platform.leases import process_mark
 from lavatar.platform.sink import MlflowSinkFactory
 from lavatar.platform.states import State
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
+HOME_TAG, OWNER_TAG = "lavatar.home", "lavatar.owner"
+"""Of every run: the home that it belongs to, and the process that opened it last."""
 EVALUATION = "evaluation"
 _LONGEST_PARAM = 500
 _STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED", State.CANCELLED: "KILLED"}
@@ -126,10 +129,13 @@ class Tracker:
     def _open(
         self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
     ) -> str:
+        tags = {HOME_TAG: self._home.identity(), OWNER_TAG: process_mark()}
         if run_id is not None and self._exists(run_id):
+            for key, value in tags.items():
+                self.client.set_tag(run_id, key, value)
             self.client.update_run(run_id, status="RUNNING")
             return run_id
-        tags = {PARENT_TAG: parent} if parent else {}
+        tags |= {PARENT_TAG: parent} if parent else {}
         run = self.client.create_run(self._experiment(experiment), tags=tags, run_name=name)
         self._log_params(run.info.run_id, params)
         return str(run.info.run_id)

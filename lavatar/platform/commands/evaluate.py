@@ -10,7 +10,7 @@ import click
 
 from lavatar.errors import LavatarError, UsageError
 from lavatar.platform.commands.options import json_option
-from lavatar.platform.home import Home
+from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, reserved
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
         raise UsageError(
             f"the output {folder} is a file", "Name a folder: the page, the figures and the table go there."
         )
-    with reserved():
+    with reserved(), working_in(home):
         display = open_display()
         try:
             metrics, notes, files = _measure(found, folder, display)
