@@ -292,7 +292,11 @@ def _joined() -> Session:
 
 
 def remove_ended(temp: Path) -> None:
-    """Folders of Ray sessions whose process is gone (its number ends the name)."""
+    """Folders of Ray sessions whose process is gone (its number ends the name), and what it wrote down beside `temp`."""
+    for record in temp.parent.glob("session-*.json"):
+        number = record.stem.rpartition("-")[2]
+        if number.isdigit() and not _alive(int(number)):
+            record.unlink(missing_ok=True)
     for folder in temp.glob("session_*_*"):
         number = folder.name.rpartition("_")[2]
         if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not alive(int(number))):

@@ -42,6 +42,8 @@ def train_on_workers(
 
     run = f"{spec.key[:16]}-{time.time_ns() // 1_000_000}"
     storage = spec.home / "ray" / "train"
+    for left in storage.glob(f"{spec.key[:16]}-*"):  # by an attempt that was killed
+        shutil.rmtree(left, ignore_errors=True)
     options = {
         "train_loop_config": {
             "plan": plan, "spec": spec, "share": share, "metrics": metrics, "mailbox": mailbox,

@@ -327,8 +327,8 @@ class Execution:
 
     def _end(self, planned: PlannedStage, run_id: str | None, state: State, message: str, hint: str) -> None:
         """A stage ended without a result."""
-        ledger.end_stage(self._registry, planned.key, self._owner, state, message, hint)
-        self._end_run(planned.key, run_id, state)
+        if ledger.end_stage(self._registry, planned.key, self._owner, state, message, hint):
+            self._end_run(planned.key, run_id, state)
         self._display.state(planned.name, state.value)
         level = "error" if state is State.FAILED else "warning"
         self._say(planned, f"{state.value}: {message}", level, show=False)

@@ -141,12 +141,14 @@ def end_job(registry: Registry, job_id: str, owner: Owner, to: State, message: s
             leases.release(job, to, message, hint)
 
 
-def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: str = "", hint: str = "") -> None:
-    """A stage's attempt by `owner` ends without a result."""
+def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: str = "", hint: str = "") -> bool:
+    """A stage's attempt by `owner` ends without a result. False, and nothing happens, if it was taken over meanwhile."""
     with registry.write() as session:
         stage = _stage(session, key)
-        if stage.owner == owner.id:
-            leases.release(stage, to, message, hint)
+        if stage.owner != owner.id:
+            return False
+        leases.release(stage, to, message, hint)
+    return True
 
 
 def finish_stage(

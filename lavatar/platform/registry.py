@@ -91,8 +91,15 @@ def insert_missing(session: Session, table: type, rows: Sequence[Mapping[str, An
 
 
 def now() -> float:
-    """Unix seconds."""
+    """Unix seconds, by this machine's clock."""
     return time.time()
+
+
+def database_now(session: Session) -> float:
+    """Unix seconds by the database's clock, which is the same one for all machines that share the registry."""
+    postgresql = session.get_bind().dialect.name == "postgresql"
+    clock = "extract(epoch FROM clock_timestamp())" if postgresql else "(julianday('now') - 2440587.5) * 86400.0"
+    return float(session.execute(sa.text(f"SELECT {clock}")).scalar_one())
 
 
 def _engine(url: str) -> Engine:

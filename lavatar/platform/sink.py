@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 FLUSH_SECONDS = 3.0
 CLOSE_SECONDS = 30.0
+SILENT_SECONDS = 20.0
+"""After so long without a word (a process that was stopped) the run may be another process's: ask anew what it has."""
 _BATCH = 900  # MLflow takes at most 1000 metrics a call
 _MOST_WAITING = 50_000
 _MOST_PICTURES = 16
@@ -53,6 +55,7 @@ class MlflowSink:
         self._last: dict[str, int] | None = None  # newest logged step by curve; None until asked for
         self._last_picture: dict[str, int] = {}
         self._client: MlflowClient | None = None
+        self._sent_at = time.time()
         self.failures, self._trouble = 0, False
         self._lock = threading.Lock()
         self._sending = threading.Lock()
@@ -115,12 +118,14 @@ class MlflowSink:
         """One round; what fails stays in line for the next."""
         with self._sending:
             try:
+                if abs(time.time() - self._sent_at) > SILENT_SECONDS:
+                    self._last = None
                 client = self._open()
                 self._send_params(client)
                 self._send_metrics(client)
                 self._send_pictures(client)
                 self._send_files(client)
-                self._trouble = False
+                self._trouble, self._sent_at = False, time.time()
             except Exception:
                 self.failures, self._trouble = self.failures + 1, True
                 raise

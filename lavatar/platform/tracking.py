@@ -179,8 +179,9 @@ class Tracker:
         from mlflow.entities import Metric
 
         stamp = int(time.time() * 1000)
-        numbers = {k: v for k, v in flatten(metrics).items() if isinstance(v, (int, float))}
-        rows = [Metric(metric_name(k), float(v), stamp, 0) for k, v in numbers.items()]
+        numbers = {metric_name(k): float(v) for k, v in flatten(metrics).items() if isinstance(v, (int, float))}
+        there = self.client.get_run(run_id).data.metrics  # an attempt that died after this may have logged it
+        rows = [Metric(name, value, stamp, 0) for name, value in numbers.items() if there.get(name) != value]
         for i in range(0, len(rows), 500):
             self.client.log_batch(run_id, metrics=rows[i : i + 500])
         for path in files.values():

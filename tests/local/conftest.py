@@ -5,10 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit")]
+
+if TYPE_CHECKING:
+    from fault_files import Story
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """What the small job of the tests of faults comes to if nothing happens to it."""
+    import fault_files
+
+    lavatar = fault_files.new_home(tmp_path_factory.mktemp("undisturbed"))
+    code, _ = lavatar(*fault_files.small_job(lavatar, *fault_files.INLINE))
+    assert code == 0, lavatar.errors()
+    fault_files.nothing_left(lavatar.home)
+    return fault_files.story(lavatar)
 
 
 @pytest.fixture(scope="session")
