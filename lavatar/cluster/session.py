@@ -292,7 +292,7 @@ def _joined() -> Session:
 
 
 def remove_ended(temp: Path) -> None:
-    """Folders of Ray sessions whose process is gone (its number ends the name), and what it wrote down beside `temp`."""
+    """Folders of Ray sessions whose process is gone (its number ends the name), and what they wrote beside `temp`."""
     for record in temp.parent.glob("session-*.json"):
         number = record.stem.rpartition("-")[2]
         if number.isdigit() and not _alive(int(number)):

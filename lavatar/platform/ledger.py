@@ -142,7 +142,7 @@ def end_job(registry: Registry, job_id: str, owner: Owner, to: State, message: s
 
 
 def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: str = "", hint: str = "") -> bool:
-    """A stage's attempt by `owner` ends without a result. False, and nothing happens, if it was taken over meanwhile."""
+    """A stage's attempt by `owner` ends without a result. False, and nothing happens, if it was taken over."""
     with registry.write() as session:
         stage = _stage(session, key)
         if stage.owner != owner.id:

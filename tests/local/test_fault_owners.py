@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import elsewhere
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fault_files import INLINE, Story, at_checkpoint, new_home, same_as_undisturbed, small_job
 from platform_fakes import FORK, FakeHandle, FakeRunner, NoTracker, finish, make_plan_of, office, use_plain_digest
-from submit_files import LIMIT, Lavatar
+from submit_files import LIMIT, Lavatar, stopped
 from test_platform_registry import add_stage
 
+from lavatar.cluster import mailbox
 from lavatar.contracts import StageResult
 from lavatar.errors import StageBusyError
 from lavatar.platform import jobs, ledger
 from lavatar.platform.home import Home
-from lavatar.platform.leases import Owner, heartbeat
+from lavatar.platform.leases import LEASE_SECONDS, Owner, heartbeat
 from lavatar.platform.registry import open_registry
 
 TIMES = 20
@@ -192,6 +195,29 @@ def test_a_clock_that_is_an_hour_off_moves_no_lease(tmp_path: Path, database: st
     assert early == []
     assert results.get(timeout=60) < 2 * LEASE + 5
     third.join(60)
+
+
+def test_what_trains_for_a_frozen_driver_stops_before_another_may_take_over(tmp_path: Path) -> None:
+    """Only the driver is stopped, its workers are not; they keep a checkpoint and end."""
+    assert mailbox.SILENCE_SECONDS + mailbox.SILENCE_SECONDS / 10 < LEASE_SECONDS
+    command = [sys.executable, str(Path(__file__).parent / "run_stage.py"), str(tmp_path), "slow", "3"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "running\n"
+        (log,) = tmp_path.glob("logs/*.log")
+        assert "ended" not in log.read_text()
+        with stopped(psutil.Process(driver.pid)):
+            deadline = time.monotonic() + 30
+            while "Interrupted" not in log.read_text() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert "a checkpoint was written" in log.read_text()
+            assert list(tmp_path.glob("checkpoints/*/ynet/step-*/COMPLETE.json"))
+        driver.communicate(timeout=60)
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+            driver.wait()
 
 
 @pytest.mark.slow

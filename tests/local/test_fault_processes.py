@@ -49,7 +49,7 @@ def test_a_killed_driver_takes_all_with_it_and_resume_goes_on(lavatar: Lavatar, 
     assert alive == []
     (job,) = json.loads(lavatar("jobs", "list", "--json")[1])["jobs"]
     assert job["state"] == "interrupted"
-    code, _ = lavatar("jobs", "resume", job["job"], "--json")
+    code, _ = lavatar("jobs", "resume", job["id"], "--json")
     assert code == 0, lavatar.errors()
     nothing_left(lavatar.home)
     same_as_undisturbed(lavatar, undisturbed, moment)
