@@ -13,18 +13,27 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "uni
 
 if TYPE_CHECKING:
     from fault_files import Story
+    from submit_files import Lavatar
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """What the small job of the tests of faults comes to if nothing happens to it."""
+def undisturbed_home(tmp_path_factory: pytest.TempPathFactory) -> Lavatar:
+    """The small job of the tests of faults, to which nothing happened."""
     import fault_files
 
     lavatar = fault_files.new_home(tmp_path_factory.mktemp("undisturbed"))
     code, _ = lavatar(*fault_files.small_job(lavatar, *fault_files.INLINE))
     assert code == 0, lavatar.errors()
-    fault_files.nothing_left(lavatar.home)
-    return fault_files.story(lavatar)
+    return lavatar
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_home: Lavatar) -> Story:
+    """What that job came to."""
+    import fault_files
+
+    fault_files.nothing_left(undisturbed_home.home)
+    return fault_files.story(undisturbed_home)
 
 
 @pytest.fixture(scope="session")

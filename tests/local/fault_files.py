@@ -85,11 +85,13 @@ def until(condition: Callable[[], Any], lavatar: Lavatar, seconds: float = LIMIT
         time.sleep(0.02)
 
 
-def process_of(lavatar: Lavatar, begins: str) -> psutil.Process:
-    """The newest process that wrote "BEGINS… begins (process N)" into a stage's log."""
-    text = "".join(path.read_text() for path in sorted(lavatar.home.glob("logs/*.log")))
-    pids = [int(pid) for pid in re.findall(rf"{re.escape(begins)}.*: begins \(process (\d+)\)", text)]
-    return psutil.Process(pids[-1])
+def process_of(lavatar: Lavatar, stage: str, begins: str) -> int | None:
+    """The newest process that wrote "BEGINS… begins (process N)" into the log of a stage."""
+    row = lavatar.stage(stage)
+    log = lavatar.home / "logs" / f"{row.key}.log" if row else None
+    text = log.read_text() if log and log.exists() else ""
+    pids = re.findall(rf"{re.escape(begins)}.*: begins \(process (\d+)\)", text)
+    return int(pids[-1]) if pids else None
 
 
 def processes_of(home: Path) -> list[psutil.Process]:

@@ -17,12 +17,23 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_files import Moment, Story, at_checkpoint, new_home, process_of, same_as_undisturbed, small_job, until
+from fault_files import (
+    INTERVAL,
+    Moment,
+    Story,
+    at_checkpoint,
+    new_home,
+    process_of,
+    same_as_undisturbed,
+    small_job,
+    until,
+)
 from submit_files import Lavatar
 
 from lavatar.cluster import head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+TRAINER = ("avatar:ann", "training worker")
 TOO_BIG = {"resources__avatar__cpus": 1.5}  # for the head of one CPU; it is one thread all the same
 
 
@@ -95,9 +106,9 @@ def kill_node(home: Path) -> list[psutil.Process]:
     return list(family.values())
 
 
-def node_of(process: psutil.Process, homes: list[Path]) -> Path:
+def node_of(pid: int | None, homes: list[Path]) -> Path:
     """On which node a process runs: below which raylet."""
-    above = {parent.pid for parent in process.parents()}
+    above = {parent.pid for parent in psutil.Process(pid).parents()}
     (home,) = (home for home in homes if any(found.pid in above for found in head._processes(home)))
     return home
 
@@ -127,12 +138,11 @@ def test_a_node_that_dies_is_replaced_by_another(lavatar: Lavatar, join: Any, un
     nodes = [join(), join()]
     job = json.loads(lavatar(*small_job(lavatar, "--detach", **TOO_BIG))[1])["job"]
     first = at_checkpoint(lavatar, 2)
-    trainer = process_of(lavatar, "training worker")
+    trainer = process_of(lavatar, *TRAINER)
     kill_node(node_of(trainer, nodes))
-    until(lambda: process_of(lavatar, "training worker").pid != trainer.pid, lavatar)
-    again = process_of(lavatar, "training worker")
-    at_checkpoint(lavatar, first.step // 10 + 2)
-    kill_node(node_of(again, nodes))
+    until(lambda: process_of(lavatar, *TRAINER) != trainer, lavatar)
+    at_checkpoint(lavatar, first.step // INTERVAL + 2)
+    kill_node(node_of(process_of(lavatar, *TRAINER), nodes))
     time.sleep(5)
     assert lavatar.stage("avatar:ann").state == "running", "it waits for a node"
     nodes.append(join())
