@@ -407,10 +407,14 @@ def test_a_job_that_was_taken_over_stops_itself(world: tuple[Home, Registry], mo
         handle.until_cancelled()
         raise AssertionError
 
+    ended: list[str | None] = []
+    monkeypatch.setattr(NoTracker, "end", lambda self, run_id, state: ended.append(run_id) or True)
     with pytest.raises(Exception, match="another process has taken this job over"):
         run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
     job = ledger.get_job(registry, plan.job_id)
     assert (job.state, job.owner) == ("running", "somebody else")
+    assert ended, "those of the stages before"
+    assert all(run.startswith("run of preprocess:") for run in ended if run), "the others go on, elsewhere"
 
 
 def test_a_damaged_model_is_trained_again(world: tuple[Home, Registry]) -> None:
