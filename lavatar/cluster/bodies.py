@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavatar.cluster.memory import memory_notes
 from lavatar.cluster.plans import RELEASE, Phase, PlanFactory, TrainingPlan, Worker
 from lavatar.cluster.results import write_result
 from lavatar.configs.recipe import Recipe
@@ -95,13 +96,15 @@ def _dropped(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def avatar_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards → latent head NeRF (Sec. 3)."""
-    return StageResult({"release": spec.out_dir / RELEASE}, context.train(avatar_plan))
+    figures = context.train(avatar_plan)
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, memory_notes(figures))
 
 
 def pair_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards of both, avatar → Y-network, mapping MLP (Sec. 4): two trainings in one worker."""
     figures = context.train(pair_plan)
-    return StageResult({"release": spec.out_dir / RELEASE}, figures, _warm_notes(figures.get("ynet", {}).get("warm")))
+    notes = (*memory_notes(figures), *_warm_notes(figures.get("ynet", {}).get("warm")))
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, notes)
 
 
 def _warm_notes(warm: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -118,7 +121,8 @@ def shared_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards of all, avatars → one Y-network, a mapping MLP for each avatar (Sec. 7)."""
     from lavatar.cluster.shared import shared_plan
 
-    return StageResult({"release": spec.out_dir / RELEASE}, context.train(shared_plan))
+    figures = context.train(shared_plan)
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, memory_notes(figures))
 
 
 def preview_body(spec: StageSpec, context: Context) -> StageResult:

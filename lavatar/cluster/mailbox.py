@@ -37,6 +37,7 @@ class Mailbox:
         self._started: set[str] = set()
         self._failures: dict[str, LavatarError] = {}
         self._figures: dict[str, dict[str, Any]] = {}
+        self._kills: dict[tuple[str, str], int] = {}
 
     def begin(self, key: str) -> None:
         """A new attempt at the stage: what an earlier one left is forgotten."""
@@ -44,6 +45,7 @@ class Mailbox:
         self._started.discard(key)
         self._failures.pop(key, None)
         self._figures.pop(key, None)
+        self._kills = {place: kills for place, kills in self._kills.items() if place[0] != key}
         self._events[key].clear()
 
     def hear(self) -> None:
@@ -79,6 +81,17 @@ class Mailbox:
 
     def failure(self, key: str) -> LavatarError | None:
         return self._failures.get(key)
+
+    def forgive(self, key: str) -> None:
+        """The stage is tried again in another way."""
+        self._failures.pop(key, None)
+
+    def killed(self, key: str, node: str, kills: int) -> bool:
+        """A training worker begins on a node whose kernel has killed `kills` processes for memory; whether it has
+        killed one since the stage's last worker began there."""
+        before = self._kills.get((key, node), kills)
+        self._kills[key, node] = kills
+        return kills > before
 
     def finish(self, key: str, figures: dict[str, Any]) -> None:
         """What the first training worker measured."""
