@@ -10,7 +10,6 @@ import torch
 from lavatar.cluster.memory import (
     PARTS,
     in_smaller_parts,
-    kernel_kills,
     memory_notes,
     out_of_memory,
     train_within_memory,
