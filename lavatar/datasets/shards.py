@@ -293,6 +293,33 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def require_whole(folder: Path) -> None:
+    """As `verify`; the error also names the samples that are damaged."""
+    folder = Path(folder)
+    try:
+        verify(folder)
+    except ShardError as error:
+        tars = [folder / tar["name"] for tar in read_manifest(folder).tars]
+        found = [text for tar in tars if tar.is_file() for text in damaged_samples(tar)]
+        shown = "; ".join([error.message, *found[:3]]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise ShardError(shown, error.hint) from None
+
+
+def damaged_samples(tar: Path) -> list[str]:
+    """What is wrong with each sample of a tar that has another checksum; in the end, where it cannot be read on."""
+    found = []
+    try:
+        with tar.open("rb") as stream:
+            for key, members in index_tar(tar).items():
+                try:
+                    _read_sample(stream, tar, key, members, None)
+                except ShardError as error:
+                    found.append(error.message)
+    except ShardError as error:
+        found.append(error.message)
+    return found
+
+
 def index_tar(path: Path, samples: int | None = None) -> dict[str, dict[str, MemberSpan]]:
     """KEY → member → where its bytes lie, in the order of the tar. Only headers are read."""
     spans: dict[str, dict[str, MemberSpan]] = {}

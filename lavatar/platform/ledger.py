@@ -3,7 +3,7 @@ may be done twice (see `patiently`)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,6 +256,20 @@ def reopen_lost(registry: Registry, home: Home, keys: Collection[str]) -> list[S
                 session.execute(delete(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
                 lost.append(stage)
     return lost
+
+
+@patiently
+def reopen_damaged(registry: Registry, home: Home, keys: Collection[str], take_away: Callable[[Path], bool]) -> None:
+    """Finished stages become pending again whose folder `take_away` says it has taken away, because it was damaged.
+
+    It is called while nobody else can finish or claim the stage.
+    """
+    with registry.write() as session:
+        chosen = select(Stage).where(Stage.key.in_(list(keys)), Stage.state == State.FINISHED.value)
+        for stage in session.scalars(chosen.with_for_update()):
+            if take_away(home.absolute(stage.out_dir)):
+                move(stage, State.PENDING)
+                session.execute(delete(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
 
 
 def _files_present(session: Session, home: Home, stage: Stage) -> bool:

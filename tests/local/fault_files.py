@@ -55,9 +55,9 @@ class Story:
     models: list[str]
 
 
-def new_home(folder: Path, *names: str) -> Lavatar:
+def new_home(folder: Path, *names: str, **environment: str) -> Lavatar:
     """A home with synthetic people; everything in it computes in one thread."""
-    lavatar = Lavatar(folder / "home", environment={"OMP_NUM_THREADS": "1"})
+    lavatar = Lavatar(folder / "home", environment={"OMP_NUM_THREADS": "1", **environment})
     for seed, name in enumerate(names or ("ann", "bob"), 1):
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
     return lavatar

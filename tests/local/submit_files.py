@@ -63,9 +63,8 @@ class Lavatar:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, **self.environment, "LAVATAR_HOME": str(self.home)}
-        for name in ("LAVATAR_REGISTRY", "MLFLOW_TRACKING_URI"):
-            environment.pop(name, None)
+        theirs = {k: v for k, v in os.environ.items() if k not in ("LAVATAR_REGISTRY", "MLFLOW_TRACKING_URI")}
+        environment = {**theirs, **self.environment, "LAVATAR_HOME": str(self.home)}
         command = [sys.executable, *self.script, *args]
         error = (self.home.parent / "stderr.txt").open("a")
         process = subprocess.Popen(
