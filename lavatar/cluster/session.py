@@ -295,7 +295,7 @@ def remove_ended(temp: Path) -> None:
     """Folders of Ray sessions whose process is gone (its number ends the name), and what they wrote beside `temp`."""
     for record in temp.parent.glob("session-*.json"):
         number = record.stem.rpartition("-")[2]
-        if number.isdigit() and not _alive(int(number)):
+        if number.isdigit() and not alive(int(number)):
             record.unlink(missing_ok=True)
     for folder in temp.glob("session_*_*"):
         number = folder.name.rpartition("_")[2]

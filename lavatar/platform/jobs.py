@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
-from lavatar.masking import masked
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home

@@ -250,7 +250,7 @@ def _read_values(path: Path) -> list[Value]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ArithmeticError) as error:
         _log.warning("%s is not readable (%s): the values in it are not in MLflow", path, error)
         return []
 

@@ -97,28 +97,23 @@ class Tracker:
         self.client = connect(home)
         self.uri = home.tracking_uri
         self._gone = False  # it was waited for in vain
-        self._again = False  # what is done now was tried before
 
     def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
         """The job's parent run: `run_id` again if it still exists, else a new one."""
-        token = uuid.uuid4().hex
-        name = f"job {job_id}"
-        made = self._try("open the job's run", lambda: self._open(experiment, name, run_id, None, params, token))
-        return made or run_id
+        return self._open("the job's run", experiment, f"job {job_id}", run_id, None, params)
 
     def open_stage(
         self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
     ) -> str | None:
         """A stage's run, nested below `parent`."""
-        token = uuid.uuid4().hex
-        made = self._try(f"open the run of {name}", lambda: self._open(experiment, name, run_id, parent, params, token))
-        return made or run_id
+        return self._open(f"the run of {name}", experiment, name, run_id, parent, params)
 
     def end(self, run_id: str | None, state: State) -> bool:
         """End a run as the stage or job ended. True if it is ended (or does not exist)."""
         if run_id is None:
             return True
-        return self._try("end a run", lambda: self._end(run_id, _STATUS[state])) is True
+        patient = state in (State.FINISHED, State.FAILED)  # who stops a job waits for nobody: the next submit ends it
+        return self._try("end a run", lambda _: self._end(run_id, _STATUS[state]), patient=patient) is True
 
     def sink_factory(self, run_id: str | None) -> MlflowSinkFactory | None:
         """What a worker logs through; it travels pickled."""
@@ -128,27 +123,40 @@ class Tracker:
         """A finished stage's figures (flattened to a.b.c) and its files."""
         if run_id is None:
             return
-        self._try("log results", lambda: self._log_result(run_id, metrics, files))
+        self._try("log results", lambda _: self._log_result(run_id, metrics, files))
 
     def log_evaluation(self, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """An evaluation in the run of its job: figures as evaluation/self/psnr, files below evaluation/."""
         if run_id is None:
             return
         figures = {f"{EVALUATION}/{name}": value for name, value in flat(dict(metrics)).items()}
-        self._try("log the evaluation", lambda: self._log_result(run_id, figures, files, EVALUATION))
+        self._try("log the evaluation", lambda _: self._log_result(run_id, figures, files, EVALUATION))
 
     def _open(
-        self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any], token: str
-    ) -> str:
-        if run_id is not None and self._exists(run_id):
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
-        tags = {OPENED_TAG: token, **({PARENT_TAG: parent} if parent else {})}
-        where = self._experiment(experiment)
-        made = self.client.search_runs([where], f"tags.`{OPENED_TAG}` = '{token}'") if self._again else []
-        run = made[0] if made else self.client.create_run(where, tags=tags, run_name=name)
-        self._log_params(run.info.run_id, params)
-        return str(run.info.run_id)
+        self,
+        what: str,
+        experiment: str,
+        name: str,
+        run_id: str | None,
+        parent: str | None,
+        params: Mapping[str, Any],
+    ) -> str | None:
+        """`run_id` again if it exists, or while MLflow does not answer; else a new run."""
+        tags = {OPENED_TAG: uuid.uuid4().hex, **({PARENT_TAG: parent} if parent else {})}
+
+        def open_(again: bool) -> str:
+            if run_id is not None and self._exists(run_id):
+                self.client.update_run(run_id, status="RUNNING")
+                return run_id
+            where = self._experiment(experiment)
+            wanted = f"tags.`{OPENED_TAG}` = '{tags[OPENED_TAG]}'"  # the answer to its making may have been lost
+            made = self.client.search_runs([where], wanted) if again else []
+            run = made[0] if made else self.client.create_run(where, tags=tags, run_name=name)
+            self._log_params(run.info.run_id, params)
+            return str(run.info.run_id)
+
+        opened: str | None = self._try(f"open {what}", open_)
+        return opened or run_id
 
     def _exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -232,15 +240,14 @@ class Tracker:
             return False
         return True
 
-    def _try(self, what: str, action: Callable[[], Any]) -> Any:
-        """`action`, once more where MLflow answers after it failed."""
+    def _try(self, what: str, action: Callable[[bool], Any], *, patient: bool = True) -> Any:
+        """`action(False)` and, where MLflow answers (again) after it failed, `action(True)`."""
         for again in (False, True):
-            self._again = again
             try:
-                return action()
+                return action(again)
             except Exception as error:  # whatever MLflow raises, the job goes on
                 failure = error
-            if not self.wait():
+            if not (patient and self.wait()):
                 break
         self._warn(f"MLflow could not {what}: {_first_line(failure)}")
         return None
