@@ -31,8 +31,8 @@ class MlflowServer:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ui, "_START_SECONDS", 400.0)
             patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-            self.process = ui._start(self.home, f"sqlite:///{self.home.root / 'server.db'}", self.port)
-            ui._wait(self.process, self.port)
+            self.process = ui._start(self.home, f"sqlite:///{self.home.root / 'server.db'}", "127.0.0.1", self.port)
+            ui._wait(self.process, self.uri)
 
     def kill(self) -> None:
         """The server and its workers, at once."""
