@@ -298,7 +298,10 @@ def ended(temp: Path) -> list[Path]:
 
 
 def remove_ended(temp: Path) -> None:
-    """The folders of ended sessions, and those of this process."""
+    """The folders of ended sessions, and those of this process, and what the ended ones wrote beside `temp`."""
+    for record in temp.parent.glob("session-*.json"):
+        if not alive(record.stem.rpartition("-")[2]):
+            record.unlink(missing_ok=True)
     for folder in (*ended(temp), *temp.glob(f"session_*_{os.getpid()}")):
         shutil.rmtree(folder, ignore_errors=True)
     latest = temp / "session_latest"

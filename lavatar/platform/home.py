@@ -89,6 +89,10 @@ class Home:
         """Where a stage's result lies: its kind's folder, its key."""
         return self.root / _FOLDER_OF_KIND[kind] / key
 
+    def unsent(self, run_id: str) -> Path:
+        """Where values wait for an MLflow that is away (sink.py)."""
+        return self.root / "logs" / f"{run_id}.unsent.jsonl"
+
     def evaluation_dir(self, avatar: str, actor: str | None) -> Path:
         """Where `lavatar evaluate` writes unless it is told otherwise."""
         return self.root / "outputs" / "evaluation" / (avatar if actor is None else f"{avatar}_{actor}")

@@ -91,8 +91,10 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         state = State.INTERRUPTED
         raise
     finally:
-        if tracker and tracker.end(job.mlflow_run_id, state):
-            ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
+        with contextlib.suppress(LavatarError):  # the first error is the one to show; a later submit ends the run
+            ours = ledger.get_job(registry, job.id).owner == office.owner.id  # else its run is another process's now
+            if ours and tracker and tracker.end(job.mlflow_run_id, state):
+                ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
 
 
 def _open_tracker(office: Office, required: bool, warn: Callable[[str], None]) -> Tracker | None:
