@@ -35,7 +35,7 @@ from submit_files import Lavatar
 from lavatar.cluster import head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-KEPT = "_AutoscalingCoordinatorActor"
+KEPT = ("_AutoscalingCoordinatorActor", "Queue")
 TRAINER = ("avatar:ann", "training worker")
 TOO_BIG = {"resources__avatar__cpus": 1.5}  # for the head of one CPU; it is one thread all the same
 
@@ -92,10 +92,10 @@ def end(lavatar: Lavatar, job: str, undisturbed: Story, moment: Moment | None) -
 
 
 def _busy(lavatar: Lavatar, cluster: head.Head) -> list[str]:
-    """Actors that Ray still has, but for the one of its own that it keeps for every cluster."""
+    """Actors that Ray still has, but for those that a cluster keeps as long as it is up: Ray's own, and our queue."""
     answer = head.request(lavatar.home, cluster, "/api/v0/actors?limit=1000")
     rows = answer["data"]["result"]["result"]
-    return [row["class_name"] for row in rows if row["state"] != "DEAD" and row["class_name"] != KEPT]
+    return [row["class_name"] for row in rows if row["state"] != "DEAD" and row["class_name"] not in KEPT]
 
 
 def kill_all(home: Path) -> None:
