@@ -185,19 +185,24 @@ def stand_in(home: Path) -> Path:
 def root_of(home: Path) -> Path:
     """HOME/ray, or its stand-in; makes nothing."""
     folder = shared_of(home)
-    fits = len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT
-    return folder if fits else stand_in_of(home)
+    return folder if _fits(folder) else stand_in_of(home)
 
 
 def stand_in_of(home: Path) -> Path:
     """Where `stand_in` is; makes nothing."""
-    short = hashlib.sha256(str(shared_of(home)).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"lavatar-{os.getuid()}-{short}"
+    name = f"lavatar-{os.getuid()}-{hashlib.sha256(str(shared_of(home)).encode()).hexdigest()[:8]}"
+    folder = Path(tempfile.gettempdir()) / name
+    return folder if _fits(folder) else Path("/tmp") / name  # TMPDIR is long under some schedulers
 
 
 def shared_of(home: Path) -> Path:
     """HOME/ray, where all machines that share the home find the token and the record of its cluster."""
     return Path(home).absolute() / "ray"
+
+
+def _fits(folder: Path) -> bool:
+    """Whether the paths of Ray's sockets in there are short enough for the kernel."""
+    return len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT
 
 
 def _private(folder: Path) -> Path:

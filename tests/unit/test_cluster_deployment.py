@@ -1,4 +1,4 @@
-"""The files of deploy/: each against its own schema, and against what they must agree on with the code and one another."""
+"""The files of deploy/: each against its schema, and against what it must agree on with the code and the others."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_nodes_start_with_the_token_and_options_that_ray_has(cloud: str) -> None
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_shell_on_a_node_knows_what_cluster_env_says(cloud: str, tmp_path: Path) -> None:
-    """The setup commands, really run, twice, in a home folder of their own; then as the launcher runs what it is told."""
+    """The setup commands, really run, twice, in a home folder of their own; then a shell like the launcher's."""
     config = yaml.safe_load((FOLDER / f"{cloud}.yaml").read_text())
     shutil.copy(FOLDER / "cluster.env", tmp_path / "cluster.env")
     (tmp_path / ".ray").mkdir()
