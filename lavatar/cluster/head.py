@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lavatar.cluster import node, session
+from lavatar.cluster.node import LOOPBACK
 from lavatar.cluster.node import processes as _processes
 from lavatar.errors import JobError, UsageError
 
-LOOPBACK = "127.0.0.1"
 PORT, DASHBOARD_PORT = 6379, 8265
 ANSWER_SECONDS = 5.0
 RECORD = "cluster.json"
@@ -54,12 +54,11 @@ def up(
         return present, False
     if _processes(home):
         raise UsageError("a node of this home runs here, or what is left of a head", "End it: lavatar cluster down")
-    loopback = host == LOOPBACK
     port = node.free_port(host, dashboard_port)
     options = ["--head", "--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
-    options += ["--port=0"] if loopback else [f"--port={node.free_port('', PORT)}", f"--node-ip-address={host}"]
+    options += ["--port=0" if host == LOOPBACK else f"--port={node.free_port('', PORT)}"]
     session.prepare_environment(home, session.token_of(home))
-    folder = node.start(home, options, cpus, gpus, loopback=loopback)
+    folder = node.start(home, options, host, cpus, gpus)
     address = (folder / "ray_current_cluster").read_text().strip()
     head = Head(address, f"http://{host}:{port}", host)
     _record(home).write_text(json.dumps(asdict(head)))
@@ -72,8 +71,8 @@ def join(
 ) -> str:
     """Makes this machine a node of the cluster at `address` (default: this home's), which is returned.
 
-    `host` is the address of this machine that the others reach; default: the one Ray finds. The token is that of the
-    home, or in RAY_AUTH_TOKEN_PATH. Raises UsageError, JobError.
+    `host` is the address of this machine that the others reach; default: the one that looks at the head. The token
+    is that of the home, or in RAY_AUTH_TOKEN_PATH. Raises UsageError, JobError.
     """
     if _processes(home):
         raise UsageError("a head or a node of this home runs here already", "End it first: lavatar cluster down")
@@ -88,8 +87,7 @@ def join(
     if "RAY_AUTH_TOKEN" not in os.environ and not token_file(home).is_file():
         raise UsageError("the token of the cluster is not known here", _TOKEN_HINT)
     session.prepare_environment(home, token_file(home))
-    options = [f"--address={address}", *([f"--node-ip-address={host}"] if host else [])]
-    node.start(home, options, cpus, gpus, loopback=address.startswith(f"{LOOPBACK}:"))
+    node.start(home, [f"--address={address}"], host or node.way_to(address), cpus, gpus)
     return address
 
 

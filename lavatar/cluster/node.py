@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lavatar.cluster import session
-from lavatar.errors import JobError
+from lavatar.errors import JobError, UsageError
 
+LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 FOLDER = "c"
@@ -25,15 +26,18 @@ MAINS = ("gcs_server", "raylet")
 """The processes whose end is the end of a head or of a node."""
 
 
-def start(home: Path, options: list[str], cpus: int | None, gpus: int | None, *, loopback: bool) -> Path:
-    """`ray start` with our folder and limits; the token is the environment's. Ray's folder. Raises JobError."""
+def start(home: Path, options: list[str], host: str, cpus: int | None, gpus: int | None) -> Path:
+    """`ray start` at the address `host`, with our folder and limits; the token is the environment's. Returns Ray's
+    folder. Raises JobError."""
+    loopback = host == LOOPBACK
     folder = (session.private_folder if loopback else session.stand_in)(home)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--temp-dir={folder / FOLDER}"]
     command += ["--disable-usage-stats", "--dashboard-agent-listen-port=0"]
+    command += [] if loopback else [f"--node-ip-address={host}"]
     command += [f"--num-cpus={cpus or len(os.sched_getaffinity(0))}"]
     command += [f"--object-store-memory={session.OBJECT_STORE_BYTES}"]
     command += [f"--num-gpus={gpus}"] if gpus is not None else []
-    environment = {**os.environ, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {})}
+    environment = {**_network(host), **os.environ, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {})}
     log = folder / "cluster.log"
     with log.open("wb") as stream:
         try:
@@ -112,6 +116,17 @@ def end(home: Path) -> int:
     return len(family)
 
 
+def way_to(address: str) -> str:
+    """The address of this machine that HOST:PORT sees; nothing is sent. Raises UsageError."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, int(port)))
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{address} cannot be reached from here: {error}", "Give it as HOST:PORT.") from None
+
+
 def free_port(host: str, port: int) -> int:
     """The first from `port` on that nobody listens on at `host` (empty: at any address). Raises JobError."""
     for candidate in range(port, port + 50):
@@ -120,6 +135,15 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, candidate))
             return candidate
     raise JobError(f"no port from {port} to {port + 49} is free at {host or 'this machine'}", "End what listens there.")
+
+
+def _network(host: str) -> dict[str, str]:
+    """Training processes of several machines meet on the network of `host`. Without this Gloo takes the address that
+    the machine's name resolves to, which on Debian is one of loopback."""
+    import psutil
+
+    found = [name for name, every in psutil.net_if_addrs().items() if any(one.address == host for one in every)]
+    return {"GLOO_SOCKET_IFNAME": found[0]} if found else {}
 
 
 def _folders(home: Path) -> list[Path]:

@@ -190,7 +190,7 @@ def test_slurm_gives_a_cluster_for_one_command(tmp_path: Path) -> None:
         line = 'lavatar cluster status --json > "$LAVATAR_HOME/seen.json"; exit 3'
         with allocation(home, first, "bash", "-c", line) as script:
             _, errors = script.communicate(timeout=LIMIT)
-        assert script.returncode == 3, errors
+        assert script.returncode == 3, (errors, (first.temp.parent / "srun.log").read_text())
         seen = json.loads((home / "seen.json").read_text())
         assert [node["alive"] for node in seen["nodes"]] == [True, True]
         assert [node["resources"]["CPU"] for node in seen["nodes"]] == [1, 1]

@@ -39,7 +39,7 @@ trap finish EXIT
 trap 'exit 143' TERM INT
 
 # This script runs on the first machine. Its address as the others see it; EDIT where it has several networks.
-address="$(getent ahostsv4 "${nodes[0]}" | awk '$1 !~ /^127\./ { print $1; exit }')"
+address="$({ getent ahostsv4 "${nodes[0]}" || true; } | awk '$1 !~ /^127\./ { print $1; exit }')"
 [ -n "$address" ] || address="$(hostname -I | awk '{ print $1 }')"
 
 on "${nodes[0]}" lavatar cluster up --block --host "$address" --cpus "$cpus" &

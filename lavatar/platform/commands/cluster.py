@@ -49,7 +49,7 @@ def up(host: str, cpus: int | None, gpus: int | None, dashboard_port: int, block
 
 @cluster.command()
 @click.argument("address", required=False)
-@click.option("--host", help="Address of this machine that the others reach; default: the one Ray finds.")
+@click.option("--host", help="Address of this machine that the others reach; default: the one towards the head.")
 @_CPUS
 @_GPUS
 @_BLOCK
