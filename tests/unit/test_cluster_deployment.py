@@ -320,3 +320,42 @@ def test_the_image_is_built(tmp_path: Path) -> None:
     )  # fmt: skip
     assert '"system libraries"' in answer.stdout
     assert "missing" not in answer.stdout
+
+
+# -- the guide
+
+
+def guide() -> list[list[str]]:
+    """The commands of lavatar in docs/CLUSTER.md, in words, those inside other commands too."""
+    text = (ROOT / "docs" / "CLUSTER.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]*lavatar [^`\n]*)`", text)
+    lines = [line.partition("  #")[0] for line in "\n".join(blocks).splitlines()]
+    found = [match for line in lines for match in re.findall(r"(?:^|[\s/'])lavatar ([a-z][^|&;'>]*)", line)]
+    return [shlex.split(command) for command in found]
+
+
+def test_every_command_of_the_guide_exists() -> None:
+    from lavatar.platform.cli import group
+
+    commands = [words for words in guide() if words[0] in group.list_commands(click.Context(group))]
+    assert len(commands) > 30
+    assert {"cluster", "submit", "jobs", "subjects", "weights", "doctor"} <= {words[0] for words in commands}
+    for words in commands:
+        command, context = group.get_command(click.Context(group), words[0]), click.Context(group)
+        rest = words[1:]
+        while isinstance(command, click.Group) and rest:
+            command = command.get_command(context, rest.pop(0))
+        assert command is not None, words
+        options = {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+        assert {word for word in rest if word.startswith("-")} <= options, words
+
+
+def test_files_that_the_guide_names_exist() -> None:
+    text = (ROOT / "docs" / "CLUSTER.md").read_text()
+    for name in re.findall(r"files/([\w/.]+\.(?:yaml|sh|env))", text):
+        assert (FOLDER / name).is_file()
+    assert f"/{'/'.join(FOLDER.relative_to(ROOT).parts)}/Dockerfile" in f"/{text.partition('docker build -f ')[2]}"
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.+)$", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
