@@ -24,8 +24,8 @@ set +a
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 cpus="${SLURM_CPUS_PER_TASK:-1}"
 
-on() { # NODE COMMAND...: one task there, with all that the job has of that machine
-    srun --nodes=1 --ntasks=1 --nodelist="$1" --cpus-per-task="$cpus" --overlap "${@:2}"
+on() { # NODE COMMAND... &: one task there, with all that the job has of that machine; exec: signals reach it
+    exec srun --nodes=1 --ntasks=1 --nodelist="$1" --cpus-per-task="$cpus" --overlap "${@:2}"
 }
 
 steps=()
