@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "cluster": (
         "lavatar.platform.commands.cluster:cluster",
-        "A Ray cluster that outlives its commands: up, join, status, down.",
+        "A Ray cluster that outlives its commands: up, join, status, down, files.",
     ),
     "reenact": ("lavatar.platform.commands.reenact:reenact", "Drive an avatar by any video of its actor."),
     "evaluate": ("lavatar.platform.commands.evaluate:evaluate", "Measure a finished avatar or pair again."),
