@@ -60,7 +60,7 @@ def processes(home: Path) -> list[Any]:
     """Ray's processes on this machine that belong to this home: their command lines name its folder."""
     import psutil
 
-    marks, own = [str(folder) for folder in _folders(home)], os.getuid()
+    marks, own = [str(folder) for folder in folders(home)], os.getuid()
     return [
         process
         for process in psutil.process_iter(["cmdline", "uids"])
@@ -97,7 +97,7 @@ def wait(home: Path) -> None:
     while mains and not gone:
         gone, _ = psutil.wait_procs(mains, timeout=1.0)
     what = ", ".join(_name(process) for process in gone) or "all of it"
-    logs = ", ".join(str(folder) for folder in _folders(home) if folder.exists())
+    logs = ", ".join(str(folder) for folder in folders(home) if folder.exists())
     raise JobError(f"Ray ended by itself: {what}", f"Its logs are in {logs}; lavatar cluster down clears what is left.")
 
 
@@ -111,7 +111,7 @@ def end(home: Path) -> int:
             with contextlib.suppress(psutil.Error):
                 getattr(process, stop)()
         psutil.wait_procs(family, timeout=STOP_SECONDS)
-    for folder in _folders(home):
+    for folder in folders(home):
         shutil.rmtree(folder, ignore_errors=True)
     return len(family)
 
@@ -146,7 +146,8 @@ def _network(host: str) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": found[0]} if found else {}
 
 
-def _folders(home: Path) -> list[Path]:
+def folders(home: Path) -> list[Path]:
+    """Where a head or a node of this home keeps Ray's files on this machine."""
     return [folder / FOLDER for folder in {session.root_of(home), session.stand_in_of(home)}]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lavatar.cluster import head, session
+from lavatar.cluster import head, node, session
 from lavatar.cluster.environment import alive
 from lavatar.datasets import shards
 from lavatar.platform.findings import Finding, Place
@@ -100,7 +100,7 @@ def _ray(home: Home) -> Iterator[Leftover]:
     for path in session.ended(root / "t"):
         yield Leftover("files of a Ray whose process is gone", path)
     if not (root / head.RECORD).exists() and not head.running_here(home.root):
-        for path in session.ended(root / head.FOLDER):
+        for path in [ended for folder in node.folders(home.root) for ended in session.ended(folder)]:
             yield Leftover("files of a cluster that is gone", path)
     for path in sorted(root.glob("session-*.json")):
         if not alive(path.stem.rpartition("-")[2]):
