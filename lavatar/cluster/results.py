@@ -14,14 +14,22 @@ NAME = "result.json"
 def read_result(spec: StageSpec) -> StageResult | None:
     """The result of an earlier run, if all its files are still there."""
     try:
-        data = json.loads((spec.out_dir / NAME).read_text())
+        result = parse_result(spec, (spec.out_dir / NAME).read_bytes())
+    except OSError:
+        return None
+    return result if result is not None and all(whole(path) for path in result.artefacts.values()) else None
+
+
+def parse_result(spec: StageSpec, text: bytes) -> StageResult | None:
+    """The result that a result.json holds; None where it is damaged or another stage's."""
+    try:
+        data = json.loads(text)
         if data["key"] != spec.key:
             return None
         artefacts = {name: spec.out_dir / path for name, path in data["artefacts"].items()}
-        result = StageResult(artefacts, data["metrics"], tuple(data["notes"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return StageResult(artefacts, data["metrics"], tuple(data["notes"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return result if all(whole(path) for path in artefacts.values()) else None
 
 
 def whole(path: Path) -> bool:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from lavatar.cluster.logs import log_path, noted, redirected
 from lavatar.cluster.results import read_result
+from lavatar.cluster.store import TRAINED, brought, open_store
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
 from lavatar.errors import ConfigError, StageFailedError
 
 if TYPE_CHECKING:
     from lavatar.cluster.bodies import Body
-
-TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
 
 
 class StageHandle(Protocol):
@@ -121,7 +120,7 @@ class StageRunner:
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None = None) -> StageHandle:
         """Starts a stage and returns at once; one that is complete on disk is not run again."""
         kept = read_result(spec)
-        if kept is not None:
+        if kept is not None and open_store(spec.home) is None:  # else the stage itself sees to it that it is stored
             return FinishedHandle(kept)
         if self.backend == "inline":
             from lavatar.cluster.inline import InlineHandle
@@ -165,9 +164,10 @@ class RayHandle:
         from lavatar.cluster.unwrap import cause_of
 
         try:
-            return self._ray.get(self._reference)
+            result = self._ray.get(self._reference)
         except self._ray.exceptions.RayError as error:
             raise cause_of(error, log_path(self._spec)) from error
+        return brought(self._spec, result)
 
     def cancel(self) -> None:
         # Never an exception thrown into a process that works: one that is hit in the middle of an import is used again.
@@ -228,9 +228,6 @@ def _run_stage(
     if ray.get(mailbox.started.remote(spec.key)):
         raise stopped(spec)
     recipe, log = Recipe.model_validate(spec.recipe), log_path(spec)
-    kept = read_result(spec)
-    if kept is not None:
-        return kept  # finished by an attempt whose process died before it could say so
 
     def train(plan: Any) -> dict[str, Any]:
         from lavatar.cluster.trainer import train_on_workers

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StorageError
+
+if TYPE_CHECKING:
+    from lavatar.cluster.store import Store
 
 HOME_VARIABLE = "LAVATAR_HOME"
 REGISTRY_VARIABLE = "LAVATAR_REGISTRY"
@@ -44,6 +45,20 @@ class Home:
     def registry_url(self) -> str:
         """LAVATAR_REGISTRY (any SQLAlchemy address), else SQLite in the home."""
         return os.environ.get(REGISTRY_VARIABLE, "").strip() or f"sqlite:///{self.root / 'registry.db'}"
+
+    def store(self) -> Store | None:
+        """Where the results of stages are kept for other nodes: LAVATAR_STORE (any fsspec address); None: here alone.
+        Raises ConfigError."""
+        from lavatar.cluster.store import open_store
+
+        return open_store(self.root)
+
+    def fetch(self, *folders: Path | None) -> None:
+        """These results from the store, where they are not on this disk. Raises DataError, StorageError."""
+        store = self.store()
+        for folder in folders:
+            if store is not None and folder is not None:
+                store.fetch(folder)
 
     @property
     def tracking_uri(self) -> str:
@@ -119,15 +134,3 @@ def size_text(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
-
-
-@contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """One process at a time on this machine holds `lock` (an empty file that stays); freed when the process dies."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)

@@ -37,6 +37,7 @@ def run_job(office: Office, plan: Plan) -> None:
         for stage in plan.stages:
             ledger.set_cached(registry, plan.job_id, stage.key, True, 0.0)
             office.display.state(stage.name, "cached")
+        _bring_previews(office, plan)
         return
     job = ledger.claim_job(registry, plan.job_id, office.owner)
     with _ending(office, plan.job_id), _Heartbeat(registry, office.owner, plan.job_id) as pulse:
@@ -46,9 +47,13 @@ def run_job(office: Office, plan: Plan) -> None:
 def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None]) -> list[PlannedStage]:
     """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
     keys = [stage.key for stage in plan.stages]
+    store = home.store()
+    if store is not None:
+        store.check()
     ledger.release_dead(registry)
     for lost in ledger.reopen_lost(registry, home, keys):
-        warn(f"the files of {lost.name} are gone: it is done again")
+        where = "not in the store: it is stored, or" if store else "gone: it is"
+        warn(f"the files of {lost.name} are {where} done again")
     done = ledger.finished(registry, home, keys)
     todo = [stage for stage in plan.stages if stage.key not in done]
     if todo:
@@ -86,6 +91,7 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         if tracker:
             for stage in plan.stages:
                 _register(office, plan, tracker, stage.key, warn)
+        _bring_previews(office, plan)
         state = State.FINISHED
     except STOPS:
         state = State.INTERRUPTED
@@ -93,6 +99,11 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
     finally:
         if tracker and tracker.end(job.mlflow_run_id, state):
             ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
+
+
+def _bring_previews(office: Office, plan: Plan) -> None:
+    """What the report names, onto this disk."""
+    office.home.fetch(*(pair.preview.spec.out_dir for pair in plan.pairs))
 
 
 def _open_tracker(office: Office, required: bool, warn: Callable[[str], None]) -> Tracker | None:
@@ -152,6 +163,7 @@ def _register(office: Office, plan: Plan, tracker: Tracker | None, key: str, war
     for release in _unregistered(office, plan):
         if release.stage_key != key:
             continue
+        office.home.fetch(*release.folders.values())
         stage = ledger.get_stage(office.registry, key)
         version = register(office.home, tracker, release, stage.mlflow_run_id if stage else None, warn)
         if version is not None:

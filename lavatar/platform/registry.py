@@ -19,7 +19,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, Progr
 from sqlalchemy.orm import Session
 
 from lavatar.errors import JobError, LavatarError, StorageError
-from lavatar.platform.home import REGISTRY_VARIABLE, Home, exclusive
+from lavatar.platform.home import REGISTRY_VARIABLE, Home
+from lavatar.training.files import exclusive
 
 HEAD = "0003"
 """The newest revision in migrations/versions."""

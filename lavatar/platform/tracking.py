@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from lavatar.cluster.environment import UNREPORTED
 from lavatar.errors import JobError
 from lavatar.inference.figures import flat
-from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
+from lavatar.platform.home import TRACKING_VARIABLE, Home
 from lavatar.platform.sink import MlflowSinkFactory
 from lavatar.platform.states import State
+from lavatar.training.files import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,7 +17,7 @@ from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
 from lavatar.platform import ledger
-from lavatar.platform.finished import recipe_of
+from lavatar.platform.finished import recipe_of, released
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Person, WarmSource, release_dir
 from lavatar.platform.registry import Registry
@@ -36,14 +35,12 @@ class _Trained:
     score: float | None
 
     def source(self, home: Home) -> WarmSource:
-        return WarmSource(self.stage.key, self.stage.name.removeprefix("pair:"), release_dir(self._folder(home)))
+        folder = release_dir(home.absolute(self.stage.out_dir))
+        return WarmSource(self.stage.key, self.stage.name.removeprefix("pair:"), folder)
 
     def there(self, home: Home) -> bool:
         """Whether a new pair can read it."""
-        return release_dir(self._folder(home)).is_dir()
-
-    def _folder(self, home: Home) -> Any:
-        return home.absolute(self.stage.out_dir)
+        return released(home, self.stage)
 
 
 @dataclass(frozen=True)

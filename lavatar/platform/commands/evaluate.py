@@ -44,6 +44,7 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
     home = Home.from_environment()
     registry = open_registry(home)
     found = find_avatar(registry, home, avatar) if actor is None else find_pair(registry, home, avatar, actor)
+    home.fetch(found.avatar, found.avatar_data, found.pair, found.actor_data)
     folder = (folder or home.evaluation_dir(avatar, actor)).absolute()
     if folder.exists() and not folder.is_dir():
         raise UsageError(

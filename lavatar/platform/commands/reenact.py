@@ -38,6 +38,7 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
     registry = open_registry(home)
     found = find_pair(registry, home, avatar, actor)
     assert found.pair is not None
+    home.fetch(found.avatar, found.pair)
     with reserved():
         from lavatar.inference.loading import best_device, load_avatar, load_pair
         from lavatar.inference.reenact import reenact_video
