@@ -80,14 +80,12 @@ class Shelf:
             newest, _ = checkpoints.latest(folder)
             if engine.world > 1 and newest is not None and step_of(newest) not in self._steps(self._store, folder):
                 self._put(self._store, newest, newest)
-        engine.any(False)  # the others look when it is there
-        if engine.rank:
+        first, *_ = (int(each) for each in engine.gather(torch.tensor([step_of(checkpoints.latest(folder)[0])])))
+        if engine.rank:  # what the first one has is in the store by now
+            while (newest := checkpoints.latest(folder)[0]) is not None and step_of(newest) > first:
+                shutil.rmtree(newest)
             self._restore(self._store, folder)
-        newest, _ = checkpoints.latest(folder)
-        first, *_ = (int(each) for each in engine.gather(torch.tensor([step_of(newest)])))
-        for path in folder.glob("step-*"):
-            if step_of(path) > first:
-                shutil.rmtree(path, ignore_errors=True)
+        engine.any(False)  # nobody trains before all have it
 
     def _restore(self, store: Store, folder: Path) -> None:
         with store.locked(self._spec.key):

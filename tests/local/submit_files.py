@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,11 +58,13 @@ class Lavatar:
 
     home: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "LAVATAR_HOME": str(self.home)}
         for name in ("LAVATAR_REGISTRY", "MLFLOW_TRACKING_URI"):
             environment.pop(name, None)
+        environment |= self.environment
         command = [sys.executable, "-m", "lavatar.platform.cli", *args]
         error = (self.home.parent / "stderr.txt").open("a")
         process = subprocess.Popen(
