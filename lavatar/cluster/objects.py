@@ -1,8 +1,8 @@
 """An object store by its URL (fsspec): whole objects in and out, every request repeated while the store stumbles.
 
-A single request is repeated by the client library (botocore: exponential back-off with jitter); what is larger than a
-request, such as a body that breaks off, is repeated here in the same way. Credentials and endpoint are those of the
-environment, as the client library reads them, and stand in no message.
+A single request is repeated once by the client library (a file in many parts is many requests), the whole operation
+here: exponential back-off with jitter. Credentials and endpoint are those of the environment, as the client library
+reads them, and stand in no message.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ WORKERS = 4  # files on their way at once
 READS = 3
 """How often an object is fetched that comes with a wrong checksum."""
 ATTEMPTS = 6
+PATIENCE_SECONDS = 120.0  # no attempt begins later
 FIRST_SECONDS, MOST_SECONDS = 0.2, 10.0
 """How long to wait before a second attempt, and at most; doubled from one to the next, less a random part."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,  # others write beside us
-        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 5}},
+        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 2}},
     },
     "file": {"auto_mkdir": True},
 }
@@ -137,6 +138,7 @@ class ObjectStore:
         return f"{self._root}/{name}"
 
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
+        began = time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
@@ -145,7 +147,8 @@ class ObjectStore:
             except Exception as error:
                 if getattr(error, "errno", None) in _FULL:
                     raise
-                if attempt == ATTEMPTS or isinstance(error, PermissionError) or type(error).__name__ in _FOR_GOOD:
+                last = attempt == ATTEMPTS or time.monotonic() - began > PATIENCE_SECONDS
+                if last or isinstance(error, PermissionError) or type(error).__name__ in _FOR_GOOD:
                     raise StorageError(f"the store {self.url} failed at {what}: {reason(error)}", _HINT) from error
                 self._say(f"the store failed at {what}, attempt {attempt} of {ATTEMPTS}: {reason(error)}")
             time.sleep(random.uniform(0.5, 1.0) * min(MOST_SECONDS, FIRST_SECONDS * 2 ** (attempt - 1)))

@@ -268,6 +268,32 @@ def test_a_byte_flipped_on_the_way_is_fetched_again(
     assert _files(there) == _files(data.out_dir)
 
 
+def test_one_request_in_five_fails_and_the_results_are_the_same(
+    in_s3: str, s3: s3_server.S3, made: tuple[StageSpec, StageSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _toy(tmp_path / "whole", "0" * 64)
+    _train(tmp_path / "whole", whole)
+    proxy = s3_server.Faulty(s3.port, seed=3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.environment["AWS_ENDPOINT_URL"])
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    data, avatar = _stored(made, tmp_path / "one")
+    spec = _toy(tmp_path / "one")
+    _, seen = _train(tmp_path / "one", spec)
+    assert [event.text for event in seen if event.level != "info"] == []
+    store = _store(tmp_path / "two")
+    store.check()
+    for folder in (data.out_dir, avatar.out_dir / "release", spec.out_dir / "release"):
+        there = tmp_path / "two" / folder.relative_to(tmp_path / "one")
+        store.fetch(there)
+        assert _files(there) == _files(folder)
+    proxy.close()
+    assert _files(spec.out_dir / "mapping" / "step-00000020") == _files(whole.out_dir / "mapping" / "step-00000020")
+    assert len(proxy.failed) == 5, proxy.failed
+    assert sum(proxy.failed.values()) > proxy.requests / 10
+    log = "".join(path.read_text() for path in (tmp_path / "one" / "logs").glob("*.log"))
+    assert "secret-of-the-tests" not in log
+
+
 def test_the_newest_whole_checkpoint_is_taken(in_folder: Path, tmp_path: Path) -> None:
     spec = _toy(tmp_path / "one", name="slow")
     _stop_at(tmp_path / "one", spec, 11)
