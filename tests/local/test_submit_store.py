@@ -3,26 +3,32 @@ network that fails one request in five; and where the store is away. Real server
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import s3_server
-from submit_files import Lavatar
+from submit_files import LIMIT, Lavatar, descendants
 
 from lavatar.platform.home import Home
 from lavatar.platform.ledger import list_jobs
 from lavatar.platform.registry import open_registry
 
 SHORT = {
-    "avatar_training__steps": 30,
-    "avatar_training__checkpoint_every": 5,
+    "avatar_training__steps": 200,
+    "avatar_training__checkpoint_every": 10,
     "ynet_training__steps": 6,
     "mapping_training__steps": 6,
     "ynet_training__checkpoint_every": 2,
@@ -164,3 +170,52 @@ def test_a_store_that_is_away_is_told_before_anything_runs(tmp_path: Path) -> No
     registry = open_registry(Home(lavatar.home))
     assert list_jobs(registry) == []
     registry.close()
+
+
+@pytest.mark.slow
+def test_a_training_whose_node_is_lost_goes_on_on_another_one(
+    tmp_path: Path, s3: s3_server.S3, plain: dict[str, Any]
+) -> None:
+    """On Ray: the driver is killed in the middle of a training, and the disk with all that was on it is gone."""
+    environment = _shared(s3.environment, f"sqlite:///{tmp_path}/registry.db", tmp_path)
+    environment["LAVATAR_STORE"] = f"s3://{s3_server.BUCKET}/lost"
+    one, two = (Lavatar(tmp_path / name / "home", environment=environment) for name in ("one", "two"))
+    for node in (one, two):
+        node.home.mkdir(parents=True)
+    for seed, name in ((1, "ann"), (2, "bob")):
+        assert one("subjects", "add", "--synthetic", str(seed), name)[0] == 0, one.errors()
+    command = one.submit("ann", "bob", "--json", **SHORT)
+    process = one.start(*command)
+    _until_a_checkpoint_is_stored(process, s3, environment["LAVATAR_STORE"], one)
+    family = descendants(process.pid)
+    for each in (process, *family):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+    psutil.wait_procs(family)
+    shutil.rmtree(one.home)
+    code, out = two(*command)
+    assert code == 0, two.errors()
+    report = json.loads(out)
+    assert report["metrics"] == plain["metrics"]
+    assert [s["cached"] for s in report["stages"][:2]] == [True, True]
+    (avatar,) = (s for s in report["stages"] if s["name"] == "avatar:ann")
+    log = (two.home / "logs" / f"{avatar['key']}.log").read_text()
+    assert re.search(r"checkpoint of step \d+ fetched from the store", log)
+
+
+def _until_a_checkpoint_is_stored(
+    process: subprocess.Popen[str], s3: s3_server.S3, store: str, lavatar: Lavatar
+) -> None:
+    files = fsspec.filesystem(
+        "s3",
+        key="any",
+        secret="any",
+        use_listings_cache=False,
+        client_kwargs={"endpoint_url": s3.environment["AWS_ENDPOINT_URL"], "region_name": "us-east-1"},
+    )
+    deadline = time.monotonic() + LIMIT
+    while not files.glob(f"{store}/stages/*/checkpoints/avatar/*/COMPLETE.json"):
+        assert process.poll() is None, lavatar.errors()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
