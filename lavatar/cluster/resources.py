@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from lavatar.configs.resources import StageResources
 
@@ -66,3 +68,15 @@ def ray_machine() -> Machine:
     cpus, gpus = [node.get("CPU", 0.0) for node in nodes], [node.get("GPU", 0.0) for node in nodes]
     memory = max((node.get("memory", 0.0) for node in nodes), default=0.0) / 2**30
     return Machine(max(cpus, default=0.0), max(gpus, default=0.0), sum(cpus), sum(gpus), memory)
+
+
+def node_for(key: str, share: Share) -> Any:
+    """Ray's option for a stage all of whose tasks must share a disk: a node that has the CPUs for them. Which of those,
+    the key says, so that many stages spread."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    fit = sorted(node["NodeID"] for node in alive if node["Resources"].get("CPU", 0.0) >= share.cpus)
+    chosen = fit[zlib.crc32(key.encode()) % len(fit)]  # the largest node always fits: the share was cut to it
+    return NodeAffinitySchedulingStrategy(chosen, soft=True)

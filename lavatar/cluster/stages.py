@@ -182,7 +182,7 @@ class RayHandle:
 
 def _options(spec: StageSpec) -> tuple[dict[str, Any], Any]:
     """Ray's options for the stage's own task, and the share of its workers."""
-    from lavatar.cluster.resources import ray_machine, share_of
+    from lavatar.cluster.resources import node_for, ray_machine, share_of
 
     recipe = Recipe.model_validate(spec.recipe)
     wanted = getattr(recipe.resources, spec.kind.value)
@@ -196,6 +196,8 @@ def _options(spec: StageSpec) -> tuple[dict[str, Any], Any]:
         "max_retries": recipe.resources.max_failures,
         "retry_exceptions": False,
     }
+    if spec.kind is StageKind.PREPROCESS and open_store(spec.home) is not None:
+        options["scheduling_strategy"] = node_for(spec.key, share)
     return options, share
 
 
@@ -237,7 +239,8 @@ def _run_stage(
     with redirected(log), noted(log, spec.name), Post(mailbox, spec.key) as post:
         if spec.kind not in TRAINED:
             limit_threads(share.cpus)
-        parallel = RayMap(share.cpus, log, post.cancelled, ahead=2 * _slots(share.cpus))
+        ahead, alone = 2 * _slots(share.cpus), open_store(spec.home) is not None
+        parallel = RayMap(share.cpus, log, post.cancelled, ahead, here=alone)
         device = "cuda" if share.gpus and spec.kind is StageKind.PREVIEW else "cpu"
         return run_body(spec, Context(post, post.cancelled, metrics, parallel, train, device), bodies)
 
