@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lavatar.cluster.logs import log_path, note
 from lavatar.cluster.plans import RELEASE, Phase, PlanFactory, TrainingPlan, Worker
 from lavatar.cluster.results import write_result
-from lavatar.cluster.store import TRAINED, earlier_result, fetch_inputs, open_store
+from lavatar.cluster.store import TRAINED, earlier_result, fetch_inputs, open_store, with_videos
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import (
     Event,
@@ -71,6 +71,7 @@ def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body]
         return kept  # by an attempt whose process died before it could say so, or on another node
     if spec.kind not in TRAINED:  # the processes that train fetch and store for themselves, wherever they are
         fetch_inputs(spec, store, context.events)
+        spec = with_videos(spec, store)
     result = write_result(spec, (bodies or BODIES)[spec.kind](spec, context))
     if store is not None:
         if spec.kind not in TRAINED:

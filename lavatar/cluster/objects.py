@@ -104,23 +104,23 @@ class ObjectStore:
         with ThreadPoolExecutor(WORKERS) as pool:
             return dict(pool.map(put, names))
 
-    def get_tree(self, prefix: str, sums: Sums, folder: Path) -> None:
-        """The objects under `prefix` as files of a folder. Raises DataError for a damaged one, StorageError."""
+    def get_tree(self, prefix: str, sums: Sums, folder: Path, way_out: str) -> None:
+        """The objects under `prefix` as files of a folder. Raises DataError for a damaged one, whose hint is `way_out`,
+        StorageError."""
         for name in sums:
             inside = PurePosixPath(name)
             if inside.is_absolute() or ".." in inside.parts:
-                raise DataError(f"{self.url}/{prefix} names a file outside of its folder: {name!r}", "Remove it there.")
+                raise DataError(f"{self.url}/{prefix} names a file outside of its folder: {name!r}", way_out)
 
         def get(name: str) -> None:
             with storage_errors(folder / name):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                self._get_whole(f"{prefix}/{name}", folder / name, str(sums[name]["sha256"]))
+                self._get_whole(f"{prefix}/{name}", folder / name, str(sums[name]["sha256"]), way_out)
 
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(get, sums))
 
-    def _get_whole(self, name: str, file: Path, wanted: str) -> None:
-        way_out = f"Remove {self.url}/{PurePosixPath(name).parent} and submit again: it is made anew."
+    def _get_whole(self, name: str, file: Path, wanted: str, way_out: str) -> None:
         for _ in range(READS):
             try:
                 self.get(name, file)

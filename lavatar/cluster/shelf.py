@@ -111,7 +111,8 @@ class Shelf:
             with storage_errors(target):
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            store.objects.get_tree(name, _sums(marker, f"{store.objects.url}/{name}"), partial)
+            where = f"{store.objects.url}/{name}"
+            store.objects.get_tree(name, _sums(marker, where), partial, f"Remove {where}.")
             with storage_errors(target):
                 (partial / checkpoints.MARKER).write_bytes(marker)
                 shutil.rmtree(target, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The results of stages in a store that every node reaches (LAVATAR_STORE), for nodes that share no disk.
 
+    STORE/videos/SHA256/NAME        what was submitted, for nodes that preprocess it
     STORE/stages/KEY/files/...      what a stage left, under the names that it has in the stage's folder
                      index.json     SHA-256 and size of each; written after them
                      result.json    the stage's result, written last: no result.json, no result
@@ -18,13 +19,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lavatar.cluster.objects import STORE_VARIABLE, ObjectStore, Sums
 from lavatar.cluster.plans import RELEASE
 from lavatar.cluster.results import NAME, parse_result, read_result, whole
-from lavatar.contracts import Event, EventSink, StageKind, StageResult, StageSpec
+from lavatar.contracts import Event, EventSink, StageKind, StageResult, StageSpec, VideoSource
 from lavatar.errors import DataError, StorageError
 from lavatar.training.files import exclusive, storage_errors
 
@@ -37,6 +39,8 @@ QUESTIONS = 16  # at once
 
 class Store:
     """The stages of one home in the store."""
+
+    _found: ClassVar[dict[str, set[str]]] = {}  # by address: stages that this process saw finished, which they stay
 
     def __init__(self, home: Path, objects: ObjectStore) -> None:
         self._home, self.objects = Path(home), objects
@@ -80,9 +84,11 @@ class Store:
         def done(key: str) -> bool:
             return self.objects.read(f"stages/{key}/{NAME}") is not None
 
-        wanted = list(keys)
+        wanted, found = set(keys), self._found.setdefault(self.objects.url, set())
+        unknown = sorted(wanted - found)
         with ThreadPoolExecutor(QUESTIONS) as pool:
-            return {key for key, there in zip(wanted, pool.map(done, wanted), strict=True) if there}
+            found |= {key for key, is_done in zip(unknown, pool.map(done, unknown), strict=True) if is_done}
+        return wanted & found
 
     def read(self, file: Path) -> bytes | None:
         """A small file of a finished stage, by its place in the home; it is not kept there."""
@@ -107,7 +113,7 @@ class Store:
                 with storage_errors(folder):
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)
-                self.objects.get_tree(f"stages/{key}/{FILES}/{part}".rstrip("/"), sums, partial)
+                self.objects.get_tree(f"stages/{key}/{FILES}/{part}".rstrip("/"), sums, partial, self._anew(key))
                 if not part:
                     (partial / NAME).write_bytes(self.objects.read(f"stages/{key}/{NAME}") or b"")
                 with storage_errors(folder):
@@ -117,6 +123,32 @@ class Store:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         return sum(int(each["bytes"]) for each in sums.values())
+
+    def keep_video(self, source: VideoSource) -> None:
+        """The source's file, if the store does not have it."""
+        if source.path is None or not source.digest:
+            return
+        folder = f"videos/{source.digest}"
+        if source.path.name not in self.objects.names(folder):
+            self.objects.put_tree(source.path.parent, [source.path.name], folder)
+
+    def fetch_video(self, source: VideoSource) -> VideoSource:
+        """The source with its file on this disk. Raises DataError, StorageError."""
+        if source.path is None or not source.digest or source.path.exists():
+            return source
+        folder, name = self._home / "videos" / source.digest, source.path.name
+        with self.locked(source.digest):
+            if not (folder / name).exists():
+                partial = folder.with_name(f".{source.digest}.fetch")
+                sums = {name: {"sha256": source.digest}}
+                way_out = f"Put it back at {source.path}, or submit from where it is: it is stored from there."
+                try:
+                    self.objects.get_tree(f"videos/{source.digest}", sums, partial, way_out)
+                    with storage_errors(folder):
+                        os.replace(partial, folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+        return replace(source, path=folder / name)
 
     def locked(self, key: str) -> Any:
         """One process of this node at a time fetches for the stage."""
@@ -130,7 +162,7 @@ class Store:
         if text is None:
             raise DataError(
                 f"what stage {key[:12]} left is neither on this disk nor in the store: there is no {where}",
-                "Submit it again: it is made anew, or stored by the node that has it.",
+                self._anew(key),
             )
         begin = f"{part}/" if part else ""
         try:
@@ -139,10 +171,13 @@ class Store:
             for each in sums.values():
                 str(each["sha256"]), int(each["bytes"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{where} is damaged: {error}", "Remove it and submit again: it is made anew.") from None
+            raise DataError(f"{where} is damaged: {error}", self._anew(key)) from None
         if not sums:
-            raise DataError(f"{where} has no {part!r}", "Remove it and submit again: it is made anew.")
+            raise DataError(f"{where} has no {part!r}", self._anew(key))
         return sums
+
+    def _anew(self, key: str) -> str:
+        return f"Remove {self.objects.url}/stages/{key} and submit again: it is made anew, or stored by who has it."
 
     def _place(self, path: Path) -> tuple[str, str]:
         """Key of the stage that the path is of, and its place in the stage's folder."""
@@ -181,6 +216,13 @@ def fetch_inputs(spec: StageSpec, store: Store | None, events: EventSink) -> Non
     if any(fetched.values()):
         roles = ", ".join(role for role, size in fetched.items() if size)
         events.emit(Event(spec.name, f"{sum(fetched.values()) / 1e6:.1f} MB fetched from the store: {roles}"))
+
+
+def with_videos(spec: StageSpec, store: Store | None) -> StageSpec:
+    """The stage with the files of its sources on this disk."""
+    if store is None:
+        return spec
+    return replace(spec, sources={role: store.fetch_video(source) for role, source in spec.sources.items()})
 
 
 def brought(spec: StageSpec, result: StageResult) -> StageResult:

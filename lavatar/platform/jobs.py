@@ -59,6 +59,9 @@ def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], 
     if todo:
         require_weights(todo)
         home.require_space(space_needed(todo, plan.people))
+        if store is not None:
+            for person in plan.people.values():
+                store.keep_video(person.source)
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
     return todo
 

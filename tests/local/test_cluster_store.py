@@ -27,7 +27,7 @@ from lavatar.cluster.shelf import Shelf
 from lavatar.cluster.stages import StageRunner
 from lavatar.cluster.store import Store, open_store
 from lavatar.configs.recipe import Recipe
-from lavatar.contracts import Event, NullSink, StageKind, StageSpec
+from lavatar.contracts import Event, NullSink, StageKind, StageSpec, VideoSource
 from lavatar.errors import ConfigError, DataError, Interrupted, StorageError
 from lavatar.inference.loading import load_avatar
 from lavatar.training import checkpoint as checkpoints
@@ -243,9 +243,11 @@ def test_a_damaged_object_is_named_and_not_used(
         files.pipe_file(tar, content[:-7] if harm == "truncated" else content[:9] + b"!" + content[10:])
     with pytest.raises(DataError, match=r"00001\.tar is (damaged: its SHA-256|missing)") as caught:
         _store(tmp_path / "two").fetch(there)
-    assert f"Remove {in_s3}/stages/{data.key}" in caught.value.hint
+    assert f"Remove {in_s3}/stages/{data.key} and submit again" in caught.value.hint
     assert not list(there.parent.iterdir()), "nothing half fetched stays"
-    files.pipe_file(tar, content)
+    files.rm(f"{root}/stages/{data.key}", recursive=True)  # as the hint says
+    with StageRunner(tmp_path / "one", backend="inline", bodies={data.kind: _refuse}) as runner:
+        run(runner, data)
     _store(tmp_path / "two").fetch(there)
     assert _files(there) == _files(data.out_dir)
 
@@ -358,6 +360,27 @@ def test_a_store_that_is_away_stops_no_training_and_gets_all_afterwards(
     _, seen = _train(tmp_path / "one", spec)
     assert seen[-1].done == 40
     assert _store(tmp_path / "one").finished([spec.key, "0" * 64]) == {spec.key}
+
+
+def test_a_node_without_the_video_fetches_it(address: str, tmp_path: Path) -> None:
+    video = tmp_path / "anna.mp4"
+    video.write_bytes(bytes(range(256)) * 100)
+    source = VideoSource("anna", video, digest=hashlib.sha256(video.read_bytes()).hexdigest())
+    store = _store(tmp_path / "two")
+    store.keep_video(source)
+    store.keep_video(source)
+    assert store.fetch_video(source) is source, "it is here"
+    seed = VideoSource("drawn", synthetic_seed=1)
+    assert store.fetch_video(seed) is seed
+    video.rename(tmp_path / "away")
+    found = store.fetch_video(source)
+    assert found.path == tmp_path / "two" / "videos" / source.digest / "anna.mp4"
+    assert found.path.read_bytes() == (tmp_path / "away").read_bytes()
+    assert store.fetch_video(source) == found
+    with pytest.raises(DataError, match=r"anna\.mp4 is missing") as caught:
+        store.fetch_video(dataclasses.replace(source, digest="0" * 64))
+    assert f"Put it back at {video}" in caught.value.hint
+    assert [path.name for path in (tmp_path / "two" / "videos").iterdir()] == [source.digest]
 
 
 def test_an_index_cannot_lead_out_of_the_folder(in_folder: Path, tmp_path: Path) -> None:
