@@ -6,6 +6,7 @@ Shapes, axes and units are fixed in docs/CONVENTIONS.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -20,6 +21,12 @@ EXPRESSIONS = ("jaw", "blink", "smile", "pucker", "brows", "gaze")
 
 COEFFICIENTS = 51
 """Expression coefficients a frame: MediaPipe's 52 less the neutral one, which says nothing."""
+
+MOST_SIDE = 4096
+"""Pixels of a side of a portrait; more is no picture of a face but an attempt to fill the memory."""
+
+MOST_RATE = 480.0
+"""Frames a second of a video: no face needs more."""
 
 
 class Split(StrEnum):
@@ -79,18 +86,52 @@ class FrameMeta:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> FrameMeta:
+        """The reverse. Raises ValueError, TypeError, KeyError, OverflowError for what is no such data: a wrong shape,
+        a number that is none (an expression's may be not-a-number: not measured)."""
         pose, camera = data["pose"], data["camera"]
+        (x, y, z), (scale,) = _numbers(pose["translation"], 3), _numbers([pose["scale"]], 1)
+        if not (isinstance(data["frame"], int) and data["frame"] >= 0):
+            raise ValueError(f"the frame's number is {data['frame']!r:.40}")
         return FrameMeta(
             **{
                 **data,
-                "landmarks": tuple((x, y) for x, y in data["landmarks"]),
-                "irises": tuple((x, y) for x, y in data["irises"]),
-                "pose": HeadPose(tuple(tuple(r) for r in pose["rotation"]), tuple(pose["translation"]), pose["scale"]),
-                "camera": Camera(**camera),
-                "portrait_transform": tuple(tuple(r) for r in data["portrait_transform"]),
-                "face_transform": tuple(tuple(r) for r in data["face_transform"]),
+                "time": float(data["time"]),
+                "split": Split(data["split"]).value,
+                "landmarks": _points(data["landmarks"], 68),
+                "irises": _points(data["irises"], 2) if data["irises"] else (),
+                "pose": HeadPose(_rows(pose["rotation"], 3, 3), (x, y, z), scale),
+                "camera": _camera(**camera),
+                "portrait_transform": _rows(data["portrait_transform"], 2, 3),
+                "face_transform": _rows(data["face_transform"], 2, 3),
+                "score": float(data["score"]),
+                "expression": {str(name): float(value) for name, value in data["expression"].items()},
             }
         )
+
+
+def _numbers(values: Sequence[Any], count: int) -> tuple[float, ...]:
+    """So many finite numbers."""
+    found = tuple(float(value) for value in values)
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise ValueError(f"{count} finite numbers are wanted, got {str(found)[:80]}")
+    return found
+
+
+def _rows(values: Sequence[Any], height: int, width: int) -> tuple[tuple[float, ...], ...]:
+    if len(values) != height:
+        raise ValueError(f"{height} rows are wanted, got {len(values)}")
+    return tuple(_numbers(row, width) for row in values)
+
+
+def _points(values: Sequence[Any], count: int) -> tuple[tuple[float, float], ...]:
+    return tuple((x, y) for x, y in _rows(values, count, 2))
+
+
+def _camera(focal: Any, cx: Any, cy: Any, size: Any) -> Camera:
+    focal, cx, cy = _numbers((focal, cx, cy), 3)
+    if focal <= 0 or not isinstance(size, int) or not 0 < size <= MOST_SIDE:
+        raise ValueError(f"a camera of focal length {focal:g} and side {size!r:.40}")
+    return Camera(focal, cx, cy, size)
 
 
 @dataclass(frozen=True)

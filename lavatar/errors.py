@@ -3,6 +3,7 @@
     LavatarError                    exit code 1
     ├── UsageError                  exit code 2: the command, a name, a key or the path of a file is wrong
     │   ├── ConfigError             unknown recipe, unknown key, value out of range
+    │   │   └── PlacementError      a stage asks for more than the cluster can ever give
     │   ├── NameError_              a subject's name that cannot be one, or is taken
     │   └── UnknownSubjectError     no subject of that name
     ├── DataError                   what was read cannot be used
@@ -26,6 +27,8 @@ once, in `lavatar.platform.cli`.
 
 from __future__ import annotations
 
+from lavatar.masking import masked
+
 
 class LavatarError(Exception):
     """Root of the tree. `message` says what happened, `hint` what to do next; both are shown to the user."""
@@ -33,6 +36,7 @@ class LavatarError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = masked(message), masked(hint)  # both are shown, logged and stored: no secret gets into them
         super().__init__(message, hint)  # both in args, so that the error survives pickling between processes
         self.message = message
         self.hint = hint
@@ -53,6 +57,10 @@ class UsageError(LavatarError):
 
 class ConfigError(UsageError):
     """Unknown recipe, unknown key or a value out of range."""
+
+
+class PlacementError(ConfigError):
+    """A stage asks for more than the cluster can ever give; nothing was started."""
 
 
 class NameError_(UsageError):

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, configuration, settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a script's background: what is tested inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same inputs at every run, and none of Hypothesis' files in the current folder. A busy machine is no failure.
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
+settings.register_profile(
+    "lavatar", database=None, deadline=None, derandomize=True, max_examples=60, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("lavatar")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WEIGHT_FILES = (

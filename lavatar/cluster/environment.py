@@ -1,10 +1,25 @@
 """What every process of lavatar is told before it imports anything else: to write nowhere but into the home, and to
-report to nobody. The command line tells itself, Ray's processes inherit it."""
+report to nobody. The command line tells itself, Ray's processes inherit it.
+
+What a cluster that is up is told for one job (addresses of databases, keys of stores) may be secret, and Ray shows a
+job's environment in its dashboard, its logs and its workers' command lines. So secrets go through a file in the home
+that only its owner reads; Ray sees the file's name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import platform
+import secrets
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+
+from lavatar.errors import StorageError
+from lavatar.masking import is_secret
 
 UNREPORTED = {
     "DO_NOT_TRACK": "true",
@@ -12,6 +27,13 @@ UNREPORTED = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would write ~/.cache/Microsoft, as soon as it is imported
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+HANDED = ("LAVATAR_", "MLFLOW_", "AWS_", "PG")
+"""Beginnings of the variables that a job gets from where it was started; all else is the cluster's."""
+HANDED_VARIABLE = "LAVATAR_HANDED"
+"""Names the file with those that are secret."""
+_FOLDER, _ONCE = "handed", "job-"
+_WAITED_SECONDS = 86_400.0
 
 
 def contained(home: Path) -> dict[str, str]:
@@ -28,3 +50,72 @@ def contain(home: Path) -> None:
     """Set them here, but for what the user has set. Before the libraries are imported."""
     for name, value in contained(home).items():
         os.environ.setdefault(name, value)
+
+
+def hand_over(home: Path, job: str = "") -> dict[str, str]:
+    """What Ray is told of this process's variables for the processes of a cluster: those without a secret, and the name
+    of a file (0600) with the others. For all processes of the driver that this process is, or once, for that of `job`.
+    """
+    values = {k: v for k, v in os.environ.items() if k.startswith(HANDED) and k != HANDED_VARIABLE}
+    hidden = {name: value for name, value in values.items() if is_secret(name, value)}
+    told = {name: value for name, value in values.items() if name not in hidden}
+    if hidden:
+        name = f"{_ONCE}{job}-{secrets.token_hex(4)}" if job else f"{platform.node()}-{os.getpid()}"
+        told[HANDED_VARIABLE] = str(_write_private(Path(home).absolute() / _FOLDER, f"{name}.json", hidden))
+    return told
+
+
+def _write_private(folder: Path, name: str, values: Mapping[str, str]) -> Path:
+    path = folder / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        _forget_dead(folder)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(values, stream)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}", "Make the home writable.") from None
+    return path
+
+
+def take_over() -> None:
+    """The secrets that this process was handed become part of its environment; nothing where none were. Where the file
+    is not, for machines need not share the home, those of the machine itself count.
+
+    Ray calls it in each of its processes that works for us, the command line when it begins.
+    """
+    given = os.environ.pop(HANDED_VARIABLE, "")
+    if not given:
+        return
+    path = Path(given)
+    try:
+        os.environ.update(json.loads(path.read_text()))
+    except FileNotFoundError:
+        print(f"{path} is not on this machine: secrets are those of its own environment", file=sys.stderr)
+    if path.name.startswith(_ONCE):
+        path.unlink(missing_ok=True)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Remove what killed drivers of this machine left, and what waits for drivers that never began."""
+    for path in folder.glob(f"{_ONCE}*.json"):
+        with contextlib.suppress(FileNotFoundError):  # its driver has it now
+            if time.time() - path.stat().st_mtime > _WAITED_SECONDS:
+                path.unlink()
+    for path in folder.glob(f"{platform.node()}-*.json"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdigit() and not alive(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -137,7 +137,7 @@ def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(head.dashboard + path, data, headers), timeout=30) as answer:
+        with _DIRECT.open(urllib.request.Request(head.dashboard + path, data, headers), timeout=30) as answer:
             return json.loads(answer.read())
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         detail = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
@@ -151,6 +151,17 @@ def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
 def token_file(home: Path) -> Path:
     """The file that holds the cluster's token."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or session.root_of(home) / "token")
+
+
+class _NotFollowed(urllib.request.HTTPRedirectHandler):
+    """The token is for the head: it goes to no other address that an answer names."""
+
+    def redirect_request(self, *answer: Any) -> None:
+        return None
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NotFollowed)
+"""Nor to a proxy of the environment."""
 
 
 class _Refused(JobError):

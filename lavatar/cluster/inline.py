@@ -52,6 +52,9 @@ class InlineHandle:
     def cancel(self) -> None:
         self._cancelled.set()
 
+    def abandon(self) -> None:
+        """A thread cannot be ended from outside; it ends with the process."""
+
     def emit(self, event: Event) -> None:
         self._events.append(event)
 

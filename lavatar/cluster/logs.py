@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lavatar.contracts import StageSpec
+from lavatar.masking import masked
 
 
 def log_path(spec: StageSpec) -> Path:
@@ -55,7 +56,7 @@ def note(path: Path, text: str) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as stream:
-            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n")
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {masked(text.rstrip())}\n")
 
 
 def _flush() -> None:

@@ -44,14 +44,17 @@ class Mailbox:
         self._events[key].extend(events)
         return key in self._cancelled
 
-    def take(self, key: str) -> list[Event]:
-        taken = list(self._events[key])
-        self._events[key].clear()
+    def take(self) -> dict[str, list[Event]]:
+        """What came in since the last call, by stage."""
+        taken = {key: list(events) for key, events in self._events.items() if events}
+        for key in taken:
+            self._events[key].clear()
         return taken
 
-    def started(self, key: str) -> bool:
-        """A process is at the stage; True if it is to stop at once."""
-        self._started.add(key)
+    def started(self, key: str, heeds: bool) -> bool:
+        """A process is at the stage, which `heeds` a cancel from here on or not; True if it is to stop at once."""
+        if heeds:
+            self._started.add(key)
         return key in self._cancelled
 
     def cancel(self, key: str) -> bool:

@@ -1,28 +1,99 @@
-"""What a stage gets: what its recipe asks for, clipped to what the cluster has."""
+"""What a stage gets: what its recipe asks for, if the cluster can ever give it.
+
+CPUs are lowered to those of the largest node, and where a cluster has no GPU at all a stage runs on CPUs: both are
+noted. What else cannot be placed is refused, with the reason.
+"""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lavatar.configs.resources import StageResources
+from lavatar.errors import PlacementError
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster offers."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory_gb: float = 0.0
+
+    @classmethod
+    def of(cls, resources: Mapping[str, Any]) -> Node:
+        """From Ray's own names."""
+        memory = float(resources.get("memory", 0.0)) / 2**30
+        return cls(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)), memory)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The largest node (one worker must fit on it) and the sum over all nodes."""
+    """The nodes of a cluster."""
 
-    cpus: float
-    gpus: float
-    total_cpus: float
-    total_gpus: float
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """Of the largest node: a worker has to fit on one."""
+        return max((node.cpus for node in self.nodes), default=0.0)
+
+    @property
+    def gpus(self) -> float:
+        return max((node.gpus for node in self.nodes), default=0.0)
+
+    @property
+    def memory_gb(self) -> float:
+        return max((node.memory_gb for node in self.nodes), default=0.0)
+
+    @property
+    def total(self) -> Demand:
+        """All nodes together."""
+        sums = (sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
+        return Demand(*sums, sum(node.memory_gb for node in self.nodes))
+
+    def fits(self, cpus: float, gpus: float, memory_gb: float) -> int:
+        """How many workers of that size there is room for."""
+        wanted = (cpus, gpus, memory_gb)
+        return sum(
+            min(int(there / each + 1e-9) for there, each in zip(_amounts(node), wanted, strict=True) if each)
+            for node in self.nodes
+        )
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Resources of all workers of a stage together."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
     memory_gb: float = 0.0
+
+    def __add__(self, other: Demand) -> Demand:
+        return Demand(self.cpus + other.cpus, self.gpus + other.gpus, self.memory_gb + other.memory_gb)
+
+    def __sub__(self, other: Demand) -> Demand:
+        return Demand(self.cpus - other.cpus, self.gpus - other.gpus, self.memory_gb - other.memory_gb)
+
+    def within(self, free: Demand) -> bool:
+        """Whether `free` has room for it."""
+        return all(wanted <= there + 1e-6 for wanted, there in zip(_amounts(self), _amounts(free), strict=True))
+
+    def share(self, total: Demand) -> float:
+        """The dominant share: the largest part that it takes of any resource (Ghodsi et al., NSDI 2011)."""
+        return max(part / whole if whole else 0.0 for part, whole in zip(_amounts(self), _amounts(total), strict=True))
+
+
+def _amounts(of: Node | Demand) -> tuple[float, float, float]:
+    return of.cpus, of.gpus, of.memory_gb
 
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker gets, and how many workers there are. `notes` says what was clipped."""
+    """What each worker gets, and how many workers there are. `notes` says what was lowered."""
 
     cpus: float
     gpus: float = 0.0
@@ -30,28 +101,42 @@ class Share:
     memory_gb: float = 0.0
     notes: tuple[str, ...] = ()
 
+    @property
+    def demand(self) -> Demand:
+        """Of all workers together."""
+        return Demand(self.cpus * self.workers, self.gpus * self.workers, self.memory_gb * self.workers)
 
-def share_of(wanted: StageResources, machine: Machine, batch_divisor: int = 0) -> Share:
-    """As close to `wanted` as `machine` allows. `batch_divisor`: the number of workers must divide it (0: any)."""
+
+def share_of(wanted: StageResources, machine: Machine, section: str = "STAGE") -> Share:
+    """What a stage of `wanted` gets on `machine`.
+
+    Raises PlacementError, naming the settings in `section`, for what can never be placed.
+    """
     notes = []
-    cpus = min(wanted.cpus, machine.cpus)
-    gpus = wanted.gpus
+    where = f"resources.{section}"
+    cpus, gpus = min(wanted.cpus, machine.cpus), wanted.gpus
+    if gpus and not machine.gpus:
+        notes.append(f"{gpus:g} GPUs wanted, the cluster has none: on CPUs")
+        gpus = 0.0
     if gpus > machine.gpus:
-        notes.append(f"{wanted.gpus:g} GPUs wanted, {machine.gpus:g} there: " + ("less" if machine.gpus else "on CPUs"))
-        gpus = machine.gpus
-    fit = min(wanted.workers, int(machine.total_cpus // max(cpus, 1e-9)) if cpus else wanted.workers)
-    if gpus:
-        fit = min(fit, int(machine.total_gpus // gpus))
-    workers = max(1, fit)
-    while batch_divisor and batch_divisor % workers:
-        workers -= 1
-    if workers < wanted.workers:
-        notes.append(f"{wanted.workers} workers wanted, {workers} run")
-    memory = wanted.memory_gb
-    if memory > machine.memory_gb:
-        notes.append(f"{memory:g} GB wanted, {machine.memory_gb:.1f} GB there")
-        memory = machine.memory_gb
-    return Share(cpus, gpus, workers, memory, tuple(notes))
+        raise PlacementError(
+            f"a worker of {section} asks for {gpus:g} GPUs, the largest node has {machine.gpus:g}",
+            f"Lower {where}.gpus, and raise {where}.workers to train over several nodes.",
+        )
+    if wanted.memory_gb > machine.memory_gb:
+        raise PlacementError(
+            f"a worker of {section} asks for {wanted.memory_gb:g} GB of memory, the largest node offers "
+            f"{machine.memory_gb:.1f} GB",
+            f"Lower {where}.memory_gb, or add a larger node: lavatar cluster join.",
+        )
+    room = machine.fits(cpus, gpus, wanted.memory_gb)
+    if room < wanted.workers:
+        each = ", ".join(f"{n:g} {unit}" for n, unit in ((cpus, "CPU"), (gpus, "GPU"), (wanted.memory_gb, "GB")) if n)
+        raise PlacementError(
+            f"{wanted.workers} workers of {section} ({each} each) are wanted, the cluster has room for {room}",
+            f"Lower {where}.workers or what each takes, or add nodes: lavatar cluster join.",
+        )
+    return Share(cpus, gpus, wanted.workers, wanted.memory_gb, tuple(notes))
 
 
 def ray_options(share: Share) -> dict[str, float]:
@@ -61,13 +146,10 @@ def ray_options(share: Share) -> dict[str, float]:
 
 
 def ray_machine() -> Machine:
-    """What the connected Ray cluster has."""
+    """What the connected Ray cluster has now."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = [node.get("CPU", 0.0) for node in nodes], [node.get("GPU", 0.0) for node in nodes]
-    memory = max((node.get("memory", 0.0) for node in nodes), default=0.0) / 2**30
-    return Machine(max(cpus, default=0.0), max(gpus, default=0.0), sum(cpus), sum(gpus), memory)
+    return Machine(tuple(Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]))
 
 
 def node_for(key: str, share: Share) -> Any:

@@ -26,21 +26,30 @@ def parse_result(spec: StageSpec, text: bytes) -> StageResult | None:
         data = json.loads(text)
         if data["key"] != spec.key:
             return None
-        artefacts = {name: spec.out_dir / path for name, path in data["artefacts"].items()}
-        return StageResult(artefacts, data["metrics"], tuple(data["notes"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        artefacts = {str(name): spec.out_dir / path for name, path in data["artefacts"].items()}
+        metrics, notes = data["metrics"], tuple(str(note) for note in data["notes"])
+        if not isinstance(metrics, dict) or not all(_inside(path, spec.out_dir) for path in artefacts.values()):
+            return None
+        return StageResult(artefacts, metrics, notes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return None
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether it lies there, links followed: what a result names is shown and logged."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def whole(path: Path) -> bool:
     """Whether a stage's file or folder is still there, a released model with the weights that its config.json names."""
     config = path / "config.json"
-    if not config.exists():
-        return path.exists()
     try:
+        if not config.exists():
+            return path.exists()
         weights = json.loads(config.read_text()).get("weights", {})
-        return not weights or file_digest(path / weights["file"]) == weights["sha256"]
-    except (OSError, ValueError, KeyError, AttributeError):
+        file = path / weights["file"] if weights else config
+        return _inside(file, path) and (not weights or file_digest(file) == weights["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return False
 
 

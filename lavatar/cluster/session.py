@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavatar.cluster.environment import contain, contained
+from lavatar.cluster.environment import HANDED_VARIABLE, alive, contain, contained, hand_over, take_over
 from lavatar.errors import JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
@@ -57,7 +57,7 @@ class Session:
     dashboard: str | None
     owned: bool
     folder: Path | None = None  # Ray's files, if they are ours
-    record: Path | None = None
+    record: Path | None = None  # what is there while it runs
 
     def stop(self) -> None:
         """Disconnects; a Ray that was started here ends with all its processes and leaves no files."""
@@ -133,22 +133,22 @@ def attach(home: Path, address: str) -> Session:
     contain(home)
     import ray
 
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in OPENMP or name in contained(home) or name.startswith(("LAVATAR_", "MLFLOW_", "RAY_TRAIN_"))
-    }
+    own, handed = {*OPENMP, *contained(home)}, hand_over(home)
+    passed = {name: value for name, value in os.environ.items() if name in own or name.startswith("RAY_TRAIN_")}
+    passed |= handed
+    record = Path(handed[HANDED_VARIABLE]) if HANDED_VARIABLE in handed else None
+    told = {"env_vars": passed, "worker_process_setup_hook": f"{take_over.__module__}.{take_over.__name__}"}
     try:
         with _loopback_only() if address.startswith("127.0.0.1:") else contextlib.nullcontext(), _sigterm_kept():
-            context: Any = ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed}
-            )
+            context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=told)
     except Exception as error:
+        if record:
+            record.unlink(missing_ok=True)
         raise JobError(
             f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}",
             "Check the address and RAY_AUTH_TOKEN_PATH, or leave the address away to use this machine.",
         ) from error
-    return Session(address, context.dashboard_url or None, True)
+    return Session(address, context.dashboard_url or None, True, record=record)
 
 
 def already_connected() -> bool:
@@ -165,7 +165,7 @@ def running(home: Path) -> list[str | None]:
         try:
             data = json.loads(record.read_text())
             os.kill(int(data["pid"]), 0)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         found.append(data.get("dashboard"))
     return sorted(found, key=lambda address: address is None)
@@ -175,12 +175,14 @@ def private_folder(home: Path) -> Path:
     """HOME/ray, or a short stand-in for it, readable by its owner only."""
     folder = root_of(home)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.lstat()  # the stand-in's name can be known: others may have put something in its place
+        if stat.S_ISLNK(about.st_mode) or about.st_uid != os.getuid():
+            whose = "is a link" if stat.S_ISLNK(about.st_mode) else "belongs to another user"
+            raise StorageError(f"{folder} {whose}", "Remove it, or choose a shorter LAVATAR_HOME.")
         folder.chmod(0o700)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}", "Make it writable or remove it.") from None
-    if folder.stat().st_uid != os.getuid():
-        raise StorageError(f"{folder} belongs to another user", "Remove it, or choose a shorter LAVATAR_HOME.")
     return folder
 
 
@@ -194,10 +196,14 @@ def root_of(home: Path) -> Path:
 
 
 def token_of(home: Path) -> Path:
-    """The file with this user's token, made at the first start."""
+    """The file with this user's token, made at the first start; its owner alone may read it, whatever it was before."""
     root = private_folder(home)
     path = root / "token"
-    if not path.exists():
+    if path.is_symlink():
+        raise StorageError(f"{path} is a link", "Remove it: the next start makes a token.")
+    if path.exists():
+        path.chmod(0o600)
+    else:
         partial = root / f".token-{os.getpid()}"
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
@@ -289,18 +295,8 @@ def remove_ended(temp: Path) -> None:
     """Folders of Ray sessions whose process is gone (its number ends the name)."""
     for folder in temp.glob("session_*_*"):
         number = folder.name.rpartition("_")[2]
-        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not _alive(int(number))):
+        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not alive(int(number))):
             shutil.rmtree(folder, ignore_errors=True)
     latest = temp / "session_latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from lavatar.errors import ConfigError, StageFailedError
 
 if TYPE_CHECKING:
     from lavatar.cluster.bodies import Body
+    from lavatar.cluster.resources import Share
+
+FETCH_SECONDS = 0.15
 
 
 class StageHandle(Protocol):
@@ -39,6 +43,10 @@ class StageHandle(Protocol):
         """Asks it to stop: training makes a checkpoint first. Returns at once."""
         ...
 
+    def abandon(self) -> None:
+        """Ends it at once, where asking did not help: what it did since its last checkpoint is lost."""
+        ...
+
 
 @dataclass(frozen=True)
 class FinishedHandle:
@@ -56,6 +64,8 @@ class FinishedHandle:
         return self.kept
 
     def cancel(self) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class StageRunner:
@@ -81,12 +91,17 @@ class StageRunner:
         self.dashboard: str | None = None
         self._session: Any = None
         self._mailbox: Any = None
-        self._running: list[RayHandle] = []
+        self._queue: Any = None
+        self._inbox: dict[str, list[Event]] = {}
+        self._fetched = 0.0
+        self._running: dict[str, RayHandle] = {}
+        self._shares: dict[tuple[int, StageKind], tuple[Mapping[str, Any], Share]] = {}
 
     def __enter__(self) -> Self:
         if self.backend == "ray":
             from lavatar.cluster import session
             from lavatar.cluster.mailbox import open_mailbox
+            from lavatar.cluster.queues import ClusterQueue, LocalQueue
 
             self._session = (
                 session.attach(self.home, self.address)
@@ -96,6 +111,7 @@ class StageRunner:
             try:
                 self.dashboard = self._session.dashboard
                 self._mailbox = open_mailbox()
+                self._queue = ClusterQueue() if self.address else LocalQueue()
             except BaseException:
                 self._session.stop()
                 raise
@@ -110,12 +126,33 @@ class StageRunner:
             import ray
 
             with contextlib.suppress(Exception):
-                for handle in self._running:
+                for handle in self._running.values():
                     handle.abandon()
+                self._queue.leave()
                 ray.kill(self._mailbox)
         finally:
             self._session.stop()
             self._session = None
+
+    def preflight(self, specs: Sequence[StageSpec]) -> list[str]:
+        """Notes on what was lowered. Raises PlacementError for stages that this cluster could never run."""
+        if self.backend == "inline":
+            return []
+        return [f"{kind.value}: {note}" for kind, share in self._by_kind(specs).items() for note in share.notes]
+
+    def admit(self, priority: int, ready: Sequence[StageSpec], running: Sequence[StageSpec]) -> list[str]:
+        """Of the stages that are `ready`, in the order of their wishes, the keys of those whose turn it is."""
+        if self.backend == "inline":
+            return [spec.key for spec in ready[:1]] if not running else []
+        from lavatar.cluster.admission import counted
+
+        wanted = counted([self._share(spec).demand for spec in ready])
+        granted = self._queue.ask(priority, counted([self._share(spec).demand for spec in running]), wanted)
+        keys, at = [], 0
+        for (_, count), number in zip(wanted, granted, strict=True):
+            keys += [spec.key for spec in ready[at : at + number]]
+            at += count
+        return keys
 
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None = None) -> StageHandle:
         """Starts a stage and returns at once; one that is complete on disk is not run again."""
@@ -128,9 +165,34 @@ class StageRunner:
             return InlineHandle(spec, metric_sink_factory, self._bodies)
         if self._session is None:
             raise StageFailedError("the runner is not open", "Use it as a context manager.")
-        handle = RayHandle(spec, metric_sink_factory, self._mailbox, self._bodies)
-        self._running.append(handle)
+        handle = RayHandle(self, spec, self._share(spec), metric_sink_factory, self._mailbox, self._bodies)
+        self._running = {key: other for key, other in self._running.items() if not other.ended} | {spec.key: handle}
         return handle
+
+    def events(self, key: str, fresh: bool) -> list[Event]:
+        """What a stage said since the last call; `fresh`: up to now. One message brings in what all stages said."""
+        import ray
+
+        if fresh or time.monotonic() - self._fetched > FETCH_SECONDS:
+            self._fetched = time.monotonic()
+            with contextlib.suppress(ray.exceptions.RayError):
+                for other, events in ray.get(self._mailbox.take.remote(), timeout=10).items():
+                    self._inbox.setdefault(other, []).extend(events)
+        return self._inbox.pop(key, [])
+
+    def _by_kind(self, specs: Sequence[StageSpec]) -> dict[StageKind, Share]:
+        return {spec.kind: self._share(spec) for spec in specs}
+
+    def _share(self, spec: StageSpec) -> Share:
+        """What its recipe gets here. Looked up once for all stages of a kind: those of a job have one recipe."""
+        from lavatar.cluster.resources import ray_machine, share_of
+
+        found = self._shares.get((id(spec.recipe), spec.kind))
+        if found is None:
+            wanted = getattr(Recipe.model_validate(spec.recipe).resources, spec.kind.value)
+            found = spec.recipe, share_of(wanted, ray_machine(), spec.kind.value)
+            self._shares[id(spec.recipe), spec.kind] = found  # with the recipe: its number is not used again meanwhile
+        return found[1]
 
 
 class RayHandle:
@@ -138,27 +200,27 @@ class RayHandle:
 
     def __init__(
         self,
+        runner: StageRunner,
         spec: StageSpec,
+        share: Share,
         metrics: MetricSinkFactory | None,
         mailbox: Any,
         bodies: Mapping[StageKind, Body] | None,
     ) -> None:
         import ray
 
-        self._ray, self._spec, self._mailbox = ray, spec, mailbox
+        self._ray, self._spec, self._mailbox, self._runner = ray, spec, mailbox, runner
+        self.ended = False
         ray.get(mailbox.begin.remote(spec.key))
-        options, share = _options(spec)
-        for text in share.notes:
-            ray.get(mailbox.post.remote(spec.key, [Event(spec.name, text, level="warning")]))
+        options = _options(spec, share)
         self._reference = ray.remote(_run_stage).options(**options).remote(spec, metrics, mailbox, share, bodies)
 
     def poll(self) -> list[Event]:
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            return list(self._ray.get(self._mailbox.take.remote(self._spec.key), timeout=10))
-        return []
+        return self._runner.events(self._spec.key, fresh=self.ended)
 
     def done(self) -> bool:
-        return bool(self._ray.wait([self._reference], timeout=0)[0])
+        self.ended = self.ended or bool(self._ray.wait([self._reference], timeout=0)[0])
+        return self.ended
 
     def result(self) -> StageResult:
         from lavatar.cluster.unwrap import cause_of
@@ -172,45 +234,29 @@ class RayHandle:
     def cancel(self) -> None:
         # Never an exception thrown into a process that works: one that is hit in the middle of an import is used again.
         if not self._ray.get(self._mailbox.cancel.remote(self._spec.key)):
-            self._ray.cancel(self._reference)
+            self.abandon()
 
     def abandon(self) -> None:
-        """Gives up on it without waiting."""
         if not self.done():
             self._ray.cancel(self._reference, force=True, recursive=True)
 
 
-def _options(spec: StageSpec) -> tuple[dict[str, Any], Any]:
-    """Ray's options for the stage's own task, and the share of its workers."""
-    from lavatar.cluster.resources import node_for, ray_machine, share_of
+def _options(spec: StageSpec, share: Share) -> dict[str, Any]:
+    """Ray's options for the stage's own task."""
+    from lavatar.cluster.resources import node_for
 
-    recipe = Recipe.model_validate(spec.recipe)
-    wanted = getattr(recipe.resources, spec.kind.value)
-    share = share_of(wanted, ray_machine(), _batch_divisor(spec.kind, recipe))
     own = spec.kind is StageKind.PREVIEW  # the others only coordinate: their workers hold the CPUs
     options = {
         "name": spec.name,
         "num_cpus": share.cpus if own else 0,
         "num_gpus": share.gpus if own else 0,
         "memory": share.memory_gb * 2**30 if own and share.memory_gb else None,
-        "max_retries": recipe.resources.max_failures,
+        "max_retries": Recipe.model_validate(spec.recipe).resources.max_failures,
         "retry_exceptions": False,
     }
     if spec.kind is StageKind.PREPROCESS and open_store(spec.home) is not None:
         options["scheduling_strategy"] = node_for(spec.key, share)
-    return options, share
-
-
-def _batch_divisor(kind: StageKind, recipe: Recipe) -> int:
-    """What the number of workers must divide: every phase's batch is split evenly."""
-    import math
-
-    phases = {
-        StageKind.AVATAR: (recipe.avatar_training,),
-        StageKind.PAIR: (recipe.ynet_training, recipe.mapping_training),
-        StageKind.SHARED: (recipe.ynet_training, recipe.mapping_training),
-    }.get(kind, ())
-    return math.gcd(*(phase.batch_size // phase.accumulation for phase in phases)) if phases else 0
+    return options
 
 
 def _run_stage(
@@ -227,7 +273,7 @@ def _run_stage(
     from lavatar.cluster.mailbox import Post
     from lavatar.cluster.parallel import RayMap, limit_threads
 
-    if ray.get(mailbox.started.remote(spec.key)):
+    if ray.get(mailbox.started.remote(spec.key, heeds=spec.kind not in TRAINED)):
         raise stopped(spec)
     recipe, log = Recipe.model_validate(spec.recipe), log_path(spec)
 
@@ -249,4 +295,4 @@ def _slots(cpus: float) -> int:
     """How many tasks of `cpus` run at once."""
     from lavatar.cluster.resources import ray_machine
 
-    return max(1, int(ray_machine().total_cpus // cpus))
+    return max(1, int(ray_machine().total.cpus // cpus))

@@ -102,6 +102,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
     if ray.get(mailbox.failure.remote(spec.key)) is not None:
         return  # a worker beside this one failed for good; the restart is Ray Train's, not ours
+    ray.get(mailbox.started.remote(spec.key, heeds=True))  # it stops at its first step if it was cancelled before
     name = f"training worker {rank} of {world}"
     with redirected(log), Post(mailbox, spec.key) as post:
         try:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lavatar.configs.section import Section
+from lavatar.configs.section import MOST, Section, Widths
 from lavatar.contracts import COEFFICIENTS
 
 Interval = tuple[float, float]
@@ -15,31 +15,33 @@ Interval = tuple[float, float]
 class AvatarConfig(Section):
     """Sizes and kinds of the parts of the latent head NeRF. Lengths are in head units (10 cm) unless said."""
 
-    image_size: int = Field(512, ge=32, description="side of I_hr")
-    ray_size: int = Field(128, ge=8, description="side of I_lr, I_F and M")
-    samples: int = Field(64, ge=2, description="points along each ray")
-    face_size: int = Field(128, ge=16, description="side of the encoder's input")
-    code_dim: int = Field(128, ge=1, description="θ_p")
+    image_size: int = Field(512, ge=32, le=MOST, description="side of I_hr")
+    ray_size: int = Field(128, ge=8, le=MOST, description="side of I_lr, I_F and M")
+    samples: int = Field(64, ge=2, le=MOST, description="points along each ray")
+    face_size: int = Field(128, ge=16, le=MOST, description="side of the encoder's input")
+    code_dim: int = Field(128, ge=1, le=MOST, description="θ_p")
 
     # Encoder, Eq. 2
     encoder: Literal["strided", "whitened", "coefficients"] = Field(
         "strided", description="coefficients: no encoder, a template's expression coefficients are the code (Sec. 5.2)"
     )
-    encoder_widths: tuple[int, ...] = Field((32, 64, 128, 256), min_length=1, description="one strided conv each")
+    encoder_widths: Widths = Field((32, 64, 128, 256), min_length=1, description="one strided conv each")
     encoder_normalisation: Literal["deviation", "variance", "none"] = Field(
         "deviation", description="what the centred code of each sample is divided by"
     )
-    encoder_mapping: tuple[int, ...] = Field(
+    encoder_mapping: Widths = Field(
         (), description="code and hidden widths of an MLP between the normalised code and θ_p; empty: the code is θ_p"
     )
     input_noise: float = Field(0.0, ge=0, description="deviation of the noise on the encoder's input in training")
 
     # Tri-plane generator, Sec. 3.2
     generator: Literal["stylegan", "basis"] = "stylegan"
-    triplane_size: int = Field(128, ge=8)
-    triplane_channels: int = Field(32, ge=1, description="of each of the three planes")
-    generator_capacity: int = Field(48, ge=1, description="half the last block's width; doubled at each coarser one")
-    generator_max_channels: int = Field(256, ge=1)
+    triplane_size: int = Field(128, ge=8, le=MOST)
+    triplane_channels: int = Field(32, ge=1, le=MOST, description="of each of the three planes")
+    generator_capacity: int = Field(
+        48, ge=1, le=MOST, description="half the last block's width; doubled at each coarser one"
+    )
+    generator_max_channels: int = Field(256, ge=1, le=MOST)
     generator_gain: float = Field(
         2**0.5, gt=0, description="after each LeakyReLU; √2 (StyleGAN) keeps the scale of the map through the layers"
     )
@@ -48,10 +50,12 @@ class AvatarConfig(Section):
     radiance: Literal["joint", "separate"] = Field(
         "joint", description="one MLP for σ, c and F, or one for σ and one for c, F"
     )
-    density_hidden: int = Field(128, ge=1)
-    color_hidden: int = Field(128, ge=1, description="used by `separate`")
-    view_frequencies: int = Field(4, ge=0, description="octaves of the view direction's encoding; 0: no view direction")
-    feature_channels: int = Field(32, ge=3, description="of I_F; the first three are I_lr")
+    density_hidden: int = Field(128, ge=1, le=MOST)
+    color_hidden: int = Field(128, ge=1, le=MOST, description="used by `separate`")
+    view_frequencies: int = Field(
+        4, ge=0, le=32, description="octaves of the view direction's encoding; 0: no view direction"
+    )
+    feature_channels: int = Field(32, ge=3, le=MOST, description="of I_F; the first three are I_lr")
     color_activation: Literal["none", "sigmoid"] = Field("none", description="of the first three channels")
     density_activation: Literal["relu", "softplus"] = "softplus"
     density_bias: float = Field(-1.0, description="added before the activation")
@@ -71,18 +75,20 @@ class AvatarConfig(Section):
 
     # Super-resolution, Sec. 3.2
     superresolution: Literal["unet", "residual"] = "unet"
-    superresolution_capacity: int = Field(32, ge=1)
+    superresolution_capacity: int = Field(32, ge=1, le=MOST)
 
     # Baseline NeRFace (Sec. 5.2)
     field: Literal["triplane", "mlp"] = Field("triplane", description="mlp: NeRFace, no tri-plane, no super-resolution")
-    field_layers: int = Field(6, ge=2, description="of the MLP that gives the density")
-    field_width: int = Field(256, ge=2)
-    position_frequencies: int = Field(10, ge=0, description="octaves of the position's encoding")
-    fine_samples: int = Field(64, ge=1, description="points along each ray beside `samples`, where there is something")
-    frame_code: int = Field(32, ge=0, description="width of the learned code of each training frame")
+    field_layers: int = Field(6, ge=2, le=64, description="of the MLP that gives the density")
+    field_width: int = Field(256, ge=2, le=MOST)
+    position_frequencies: int = Field(10, ge=0, le=32, description="octaves of the position's encoding")
+    fine_samples: int = Field(
+        64, ge=1, le=MOST, description="points along each ray beside `samples`, where there is something"
+    )
+    frame_code: int = Field(32, ge=0, le=MOST, description="width of the learned code of each training frame")
 
     # Generator `basis`
-    basis_count: int = Field(32, ge=1, description="basis planes that the code blends")
+    basis_count: int = Field(32, ge=1, le=MOST, description="basis planes that the code blends")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lavatar.configs.section import Section
+from lavatar.configs.section import MOST, Section, Widths
 
 SHAPE_DIM = 90
 """Numbers that say a face's expression (lavatar/training/shape.py makes them; a test compares)."""
@@ -15,16 +15,16 @@ SHAPE_DIM = 90
 class YNetConfig(Section):
     """E_shared, D_ava and D_act."""
 
-    face_size: int = Field(128, ge=16, description="side of the face crops read and drawn")
-    code_dim: int = Field(256, ge=1, description="γ")
+    face_size: int = Field(128, ge=16, le=MOST, description="side of the face crops read and drawn")
+    code_dim: int = Field(256, ge=1, le=MOST, description="γ")
     encoder: Literal["strided", "whitened"] = Field("strided", description="as published, or as in the avatar's")
-    encoder_widths: tuple[int, ...] = Field((32, 64, 128, 256), min_length=1, description="one strided conv each")
+    encoder_widths: Widths = Field((32, 64, 128, 256), min_length=1, description="one strided conv each")
     encoder_normalisation: Literal["deviation", "variance", "none"] = Field(
         "deviation", description="what the centred code of each sample is divided by (encoder strided)"
     )
     landmarks: int = Field(0, ge=0, description="numbers read linearly off γ and held to the face's landmarks; 0: none")
-    neck_width: int = Field(512, ge=1, description="channels of the map that the code is spread into")
-    decoder_widths: tuple[int, ...] = Field((256, 128, 64), min_length=1, description="each doubles the side")
+    neck_width: int = Field(512, ge=1, le=MOST, description="channels of the map that the code is spread into")
+    decoder_widths: Widths = Field((256, 128, 64), min_length=1, description="each doubles the side")
     shared_neck: bool = Field(False, description="the first layers of both decoders are one")
     input_noise: float = Field(0.0, ge=0, description="deviation of the noise on the encoder's input in training")
 
@@ -57,7 +57,7 @@ class YNetLossConfig(Section):
 class MappingConfig(Section):
     """Mapping(γ) → θ (Eq. 8)."""
 
-    hidden: tuple[int, ...] = Field((256, 256), description="widths of the hidden layers; empty: one linear map")
+    hidden: Widths = Field((256, 256), description="widths of the hidden layers; empty: one linear map")
     align: Literal["none", "mean", "rest", "deviation"] = Field(
         "none", description="what of each subject's distribution of γ is taken out before the MLP"
     )

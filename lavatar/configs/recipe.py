@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from lavatar.configs.avatar import AvatarConfig, AvatarLearningConfig, AvatarLossConfig
@@ -18,7 +17,11 @@ from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.configs.resources import ResourcesConfig
 from lavatar.configs.section import Section
 from lavatar.configs.training import TrainingConfig
+from lavatar.configs.yamltext import read_yaml
 from lavatar.errors import ConfigError
+
+_SPLIT = (("avatar", "avatar"), ("ynet", "pair"), ("mapping", "pair"), ("ynet", "shared"), ("mapping", "shared"))
+"""A training, and the stage whose workers split its batch."""
 
 
 class Recipe(Section):
@@ -64,7 +67,7 @@ class Recipe(Section):
             ),
         )
         wrong = [text for fits, text in checks if not fits]
-        wrong += filter(None, map(self._uneven, ("avatar", "ynet", "mapping"), ("avatar", "pair", "pair")))
+        wrong += filter(None, (self._uneven(phase, stage) for phase, stage in _SPLIT))
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -75,8 +78,7 @@ class Recipe(Section):
         return self.model_copy(update={"ynet_training": self.ynet_training.model_copy(update={"steps": steps})})
 
     def _uneven(self, phase: str, stage: str) -> str:
-        """What is wrong if the batch of a training does not split evenly over the workers that are asked for. (On a
-        machine that has fewer, as many run as split it.)"""
+        """What is wrong if the batch of a training does not split evenly over the workers of its stage."""
         training: TrainingConfig = getattr(self, f"{phase}_training")
         workers = getattr(self.resources, stage).workers
         if training.batch_size % (workers * training.accumulation) == 0:
@@ -102,7 +104,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     if name not in known:
         raise ConfigError(f"there is no recipe {name!r}", f"{nearest(name, known)}The recipes are: {', '.join(known)}.")
     text = (resources.files("lavatar.configs") / "recipes" / f"{name}.yaml").read_text()
-    data = _merged(Recipe(name=name).model_dump(), yaml.safe_load(text) or {})
+    data = _merged(Recipe(name=name).model_dump(), read_yaml(text) or {})
     for override in overrides:
         _apply(data, override)
     try:
@@ -126,7 +128,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     """Put one `section.key=value` into `data`; the value is read as YAML."""
     path, equals, text = override.partition("=")
     if not equals:
-        raise ConfigError(f"--set {override!r} has no '='", "Write --set section.key=value.")
+        raise ConfigError(f"--set {override[:200]!r} has no '='", "Write --set section.key=value.")
     keys = path.strip().split(".")
     _check_path(keys)
     node = data
@@ -135,9 +137,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
         node[key] = dict(child) if isinstance(child, Mapping) else {}
         node = node[key]
     try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not readable: {error}", "Quote it.") from None
+        node[keys[-1]] = read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--set {override[:200]!r}: the value is not readable: {error}", "Quote it.") from None
 
 
 def _check_path(keys: list[str]) -> None:

@@ -1,5 +1,9 @@
 """Video files as containers: opening them, and whether all of one is there.
 
+A video comes from anywhere. Only containers of recordings are opened (what ffmpeg calls formats can also be playlists
+and scripts that name other files), and nothing but the file itself; sizes, rates and lengths that no recording of a
+face has are refused before memory is spent on them.
+
 A file that was cut off while it was copied still opens, and its first frames decode. Whether its end is there is told
 by reading it through without decoding, which takes no longer than a digest of its bytes.
 """
@@ -12,10 +16,20 @@ from pathlib import Path
 import av
 from av.video.stream import VideoStream
 
+from lavatar.contracts import MOST_RATE
 from lavatar.errors import VideoError
 
 NOT_A_VIDEO = "Give a video file that ffmpeg can read (mp4, webm, mov, mkv, …)."
 DAMAGED = "The file is truncated or damaged: copy or export it again."
+
+MOST_SIDE, MOST_PIXELS = 8192, 8192 * 4320
+MOST_SECONDS = 4 * 3600.0
+MOST_FRAMES = 1_000_000
+FORMATS = (
+    "mov", "matroska", "webm", "avi", "ogg", "flv", "mpeg", "mpegts", "mpegvideo", "asf", "m4v", "h264", "hevc", "ivf",
+    "mxf", "nut",
+)  # fmt: skip
+_OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
 
 END_TOLERANCE = 0.5  # seconds: headers round, and a frame's own length is not always known
 _BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp"}
@@ -32,7 +46,7 @@ def open_video(path: Path) -> av.container.InputContainer:
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty", NOT_A_VIDEO)
     try:
-        return av.open(str(path))
+        return av.open(str(path.absolute()), options=_OPTIONS)
     except PermissionError as error:
         raise VideoError(f"{path}: it cannot be read: no permission", "Make it readable (chmod u+r).") from error
     except (av.FFmpegError, UnicodeError, ValueError) as error:
@@ -46,11 +60,31 @@ def video_stream(container: av.container.InputContainer, path: Path) -> VideoStr
     if not container.streams.video:
         raise VideoError(f"{path}: there is no video track in it", NOT_A_VIDEO)
     stream = container.streams.video[0]
-    # A text file is taken for a "video" of rendered characters by ffmpeg's tty demuxer; nobody means that.
-    if stream.codec_context is None or stream.codec_context.name in {"ansi", "bintext", "xbin", "idf"}:
-        raise VideoError(f"{path}: it is text, not a video", NOT_A_VIDEO)
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: this ffmpeg cannot decode its pictures", NOT_A_VIDEO)
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if max(width, height) > MOST_SIDE or width * height > MOST_PIXELS:
+        raise VideoError(
+            f"{path}: its pictures are {width}×{height}, at most {MOST_PIXELS} pixels are taken", "Scale it down."
+        )
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # where the size changes later on
     stream.thread_type = "AUTO"
     return stream
+
+
+def require_sane(path: Path, frames: int, seconds: float) -> None:
+    """Raises VideoError for a rate or a length that is no recording's, from the time stamps: headers guess."""
+    rate = (frames - 1) / seconds if seconds > 0 else float("inf")
+    if frames > 1 and rate > MOST_RATE:
+        raise VideoError(
+            f"{path}: {frames} frames in {seconds:.3f} s, at most {MOST_RATE:g} a second are taken",
+            "Its time stamps are wrong, or it is slow motion: export it at 25 to 60 frames a second.",
+        )
+    if frames > MOST_FRAMES or seconds > MOST_SECONDS:
+        raise VideoError(
+            f"{path}: {frames} frames over {seconds:.0f} s, at most {MOST_FRAMES} over {MOST_SECONDS:.0f} s are taken",
+            "Cut out the minutes that show the face.",
+        )
 
 
 def reason(error: Exception) -> str:
@@ -75,6 +109,7 @@ def require_whole(path: Path) -> float:
     with open_video(path) as container:
         stream = video_stream(container, path)
         stamps, end, any_end = _read_through(path, container, stream)
+        require_sane(path, len(stamps), stamps[-1] - stamps[0])
         names = container.format.name.split(",")
         reached, length = end - stamps[0], duration(container, stream) or 0.0
         slack = END_TOLERANCE
@@ -108,6 +143,8 @@ def _read_through(
             if packet.stream.index == stream.index:
                 stamps.append(float(stamp * packet.time_base))
                 end = max(end, packet_end)
+                if len(stamps) > MOST_FRAMES:
+                    break
     except av.FFmpegError as error:
         raise VideoError(f"{path}: reading stopped after {end:.1f} s ({reason(error)})", DAMAGED) from error
     if not stamps:

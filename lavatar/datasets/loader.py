@@ -215,9 +215,10 @@ class FrameStore:
 
     def _decode(self, entry: _Entry) -> Frame:
         """Read one sample, lay it over white and shrink it by area average."""
+        portrait, crop = self.manifest.portrait_size, self.manifest.face_size
         image, alpha, face = (
-            decode_picture(name, self._read(entry.tar, entry.spans[name]), entry.sums[name])
-            for name in (IMAGE, ALPHA, FACE)
+            decode_picture(name, self._read(entry.tar, entry.spans[name]), entry.sums[name], side)
+            for name, side in ((IMAGE, portrait), (ALPHA, portrait), (FACE, crop))
         )
         image = over_white(image, alpha)
         if image.shape[0] != self.image_size:

@@ -260,10 +260,10 @@ def _kept_segment(work: Path, number: int) -> dict[str, Any] | None:
     """The entry of a segment that an interrupted attempt finished, if its tar is still the same."""
     try:
         entry: dict[str, Any] = json.loads((work / f"{number:05d}.json").read_text())
-        with (work / entry["name"]).open("rb") as file:
+        with (work / f"{number:05d}.tar").open("rb") as file:
             whole = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
-        return entry if whole else None
-    except (OSError, ValueError, KeyError):
+        return entry if whole and entry["name"] == f"{number:05d}.tar" else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -12,23 +12,43 @@ import errno
 import hashlib
 import json
 import os
-import tarfile
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import cv2
 import numpy as np
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from lavatar.contracts import FrameMeta
+from lavatar.configs.recipe import describe
+from lavatar.contracts import MOST_RATE, MOST_SIDE, FrameMeta
+from lavatar.datasets.picturesize import jpeg_size, png_size
+from lavatar.datasets.tarindex import MemberSpan, members
 from lavatar.errors import ShardError, StorageError
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
 IMAGE, ALPHA, FACE, META = "image.jpg", "alpha.png", "face.jpg", "meta.json"
+MOST_META, MOST_MANIFEST = 2**20, 2**26
+"""Bytes of JSON that are read; a sample's has about 4,000, a manifest's 60 a dropped frame."""
 REDO = "Remove this folder and run the command again: preprocessing makes it anew."
+
+
+def _tar(entry: dict[str, Any]) -> dict[str, Any]:
+    """ValueError for what is no entry of a tar in the manifest's own folder."""
+    name, sha256, samples = (entry.get(key) for key in ("name", "sha256", "samples"))
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}\.tar", name, re.ASCII):
+        raise ValueError(f"a tar's name is {str(name)[:100]!r}, a plain one is wanted")
+    if not isinstance(sha256, str) or not isinstance(samples, int) or samples < 0:
+        raise ValueError(f"the entry of {name} lacks its SHA-256 or its count of samples")
+    return entry
+
+
+Count = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
 
 
 @dataclass(frozen=True)
@@ -38,13 +58,13 @@ class Manifest:
     digest: str
     subject: str
     kind: str  # "video" | "synthetic"
-    frames: int
-    train: int
-    eval: int
-    fps: float
-    portrait_size: int
-    face_size: int
-    tars: list[dict[str, Any]]  # {name, sha256, samples}
+    frames: Count
+    train: Count
+    eval: Count
+    fps: Annotated[float, Field(ge=0, le=MOST_RATE)]
+    portrait_size: Side
+    face_size: Side
+    tars: list[Annotated[dict[str, Any], AfterValidator(_tar)]]  # {name, sha256, samples}
     dropped: list[dict[str, Any]] = field(default_factory=list)  # {frame, reason}
     reprojection_px: float = 0.0  # mean over frames and stable landmarks, portrait pixels
     has_audio: bool = False
@@ -64,8 +84,7 @@ class Sample:
     face: np.ndarray  # hw3
 
 
-MemberSpan = tuple[int, int]
-"""Offset and length in bytes of one member's data in its tar."""
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def sample_key(frame: int) -> str:
@@ -110,24 +129,32 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
 
 def decode_meta(content: bytes) -> tuple[FrameMeta, dict[str, int]]:
     """KEY.meta.json → the meta and the checksum of each member. Raises ShardError without shard and key."""
+    if len(content) > MOST_META:
+        raise ShardError(f"{META} has {len(content)} bytes, at most {MOST_META} are read")
     try:
         data = json.loads(content)
-        sums = data.pop("crc32")
+        sums = {name: int(data["crc32"][name]) for name in (IMAGE, ALPHA, FACE, META)}
+        del data["crc32"]
         meta = FrameMeta.from_json(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{META} is damaged ({error})") from None
-    if zlib.crc32(_canonical(data)) != sums.get(META):
+        own = zlib.crc32(_canonical(data))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ShardError(f"{META} is damaged ({type(error).__name__}: {error})") from None
+    if own != sums[META]:
         raise ShardError(f"{META} has another checksum than when it was written")
     return meta, sums
 
 
-def decode_picture(name: str, content: bytes, crc32: int) -> np.ndarray:
-    """Member `name` (image.jpg, face.jpg → HW3 RGB; alpha.png → HW), its checksum compared.
+def decode_picture(name: str, content: bytes, crc32: int, side: int = 0) -> np.ndarray:
+    """Member `name` (image.jpg, face.jpg → HW3 RGB; alpha.png → HW), its checksum and its size compared.
 
-    Raises ShardError without shard and key.
+    `side` of the square that it must be; 0: any that is not huge. Raises ShardError without shard and key.
     """
     if zlib.crc32(content) != crc32:
         raise ShardError(f"{name} has another checksum than when it was written")
+    size = (png_size if name == ALPHA else jpeg_size)(content)  # before the decoder believes it
+    if size is None or not all(0 < length <= MOST_SIDE for length in size) or (side and size != (side, side)):
+        got = "no picture" if size is None else f"{size[0]}×{size[1]}"
+        raise ShardError(f"{name} is {got}, {f'{side}×{side}' if side else f'at most {MOST_SIDE}²'} was expected")
     flag = cv2.IMREAD_GRAYSCALE if name == ALPHA else cv2.IMREAD_COLOR
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     if picture is None:
@@ -235,14 +262,17 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished dataset. Raises ShardError if there is none or it is not readable."""
     path = Path(folder) / MANIFEST
     try:
-        data = json.loads(path.read_text())
+        with path.open() as stream:
+            data = json.loads(stream.read(MOST_MANIFEST))
         if data["schema"] != SCHEMA:
-            raise ShardError(f"{path} has schema {data['schema']}, this version reads {SCHEMA}", REDO)
-        return Manifest(**{f.name: data[f.name] for f in fields(Manifest)})
+            raise ShardError(f"{path} has schema {data['schema']!r:.40}, this version reads {SCHEMA}", REDO)
+        return _MANIFEST.validate_python({f.name: data[f.name] for f in fields(Manifest)})
     except FileNotFoundError:
         raise ShardError(f"{folder} is no dataset: it has no {MANIFEST}", REDO) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ShardError(f"{path} is damaged ({error})", REDO) from None
+    except ValidationError as error:
+        raise ShardError(f"{path} is damaged ({describe(error)})", REDO) from None
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise ShardError(f"{path} is damaged ({type(error).__name__}: {error})", REDO) from None
 
 
 def verify(folder: Path) -> Manifest:
@@ -266,49 +296,55 @@ def verify(folder: Path) -> Manifest:
 def index_tar(path: Path, samples: int | None = None) -> dict[str, dict[str, MemberSpan]]:
     """KEY → member → where its bytes lie, in the order of the tar. Only headers are read."""
     spans: dict[str, dict[str, MemberSpan]] = {}
-    last = "the first key"
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, name = member.name.partition(".")
-                spans.setdefault(key, {})[name] = (member.offset_data, member.size)
-                last = key
-    except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"{path} is damaged at or after {last}: {error}", REDO) from None
+        for member, span in members(path).items():
+            key, _, name = member.partition(".")
+            spans.setdefault(key, {})[name] = span
+    except ShardError as error:
+        raise ShardError(f"{path} is damaged, {error.message}", REDO) from None
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read: {error.strerror}", REDO) from None
     if samples is not None and len(spans) != samples:
-        raise ShardError(f"{path} holds {len(spans)} samples up to {last}, the manifest says {samples}", REDO)
+        raise ShardError(f"{path} holds {len(spans)} samples, the manifest says {samples}", REDO)
     return spans
 
 
 def iterate(folder: Path, split: str | None = None) -> Iterator[Sample]:
     """Every sample in the order of the video, decoded; only `split` ("train" | "eval") if given."""
     folder = Path(folder)
-    for tar in read_manifest(folder).tars:
+    manifest = read_manifest(folder)
+    sides = {IMAGE: manifest.portrait_size, ALPHA: manifest.portrait_size, FACE: manifest.face_size}
+    for tar in manifest.tars:
         path = folder / tar["name"]
         spans = index_tar(path, tar["samples"])
         with path.open("rb") as stream:
-            for key, members in spans.items():
-                sample = _read_sample(stream, path, key, members, split)
+            for key, own in spans.items():
+                sample = _read_sample(stream, path, key, own, split, sides)
                 if sample is not None:
                     yield sample
 
 
 def _read_sample(
-    stream: BinaryIO, path: Path, key: str, members: Mapping[str, MemberSpan], split: str | None
+    stream: BinaryIO,
+    path: Path,
+    key: str,
+    spans: Mapping[str, MemberSpan],
+    split: str | None,
+    sides: Mapping[str, int],
 ) -> Sample | None:
     """Read and decode one sample; None if it belongs to the other split."""
 
     def read(name: str) -> bytes:
-        if name not in members:
+        if name not in spans:
             raise ShardError(f"{name} is missing")
-        stream.seek(members[name][0])
-        return stream.read(members[name][1])
+        stream.seek(spans[name][0])
+        return stream.read(spans[name][1])
 
     try:
         meta, sums = decode_meta(read(META))
         if split is not None and meta.split != split:
             return None
-        image, alpha, face = (decode_picture(name, read(name), sums[name]) for name in (IMAGE, ALPHA, FACE))
+        image, alpha, face = (decode_picture(name, read(name), sums[name], side) for name, side in sides.items())
     except ShardError as error:
         raise ShardError(f"{path}, sample {key}: {error.message}", REDO) from None
     return Sample(key, meta, image, alpha, face)

@@ -19,7 +19,17 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lavatar.datasets.container import DAMAGED, END_TOLERANCE, duration, open_video, reason, require_whole, video_stream
+from lavatar.datasets.container import (
+    DAMAGED,
+    END_TOLERANCE,
+    MOST_FRAMES,
+    duration,
+    open_video,
+    reason,
+    require_sane,
+    require_whole,
+    video_stream,
+)
 from lavatar.errors import VideoError
 
 
@@ -113,7 +123,7 @@ def index_frames(path: Path, max_frames: int = 0) -> FrameIndex:
             stamps.append(frame.pts if frame.pts is not None else len(stamps))
             if frame.key_frame:
                 keys.append(len(stamps) - 1)
-            if max_frames and len(stamps) >= max_frames:
+            if len(stamps) >= (max_frames or MOST_FRAMES + 1):
                 complete = False
                 break
         if complete:
@@ -122,7 +132,9 @@ def index_frames(path: Path, max_frames: int = 0) -> FrameIndex:
         rate = stream.average_rate or Fraction(25)
         stamps, time_base = list(range(len(stamps))), Fraction(1) / Fraction(rate)
     increasing = all(a < b for a, b in itertools.pairwise(stamps))
-    return FrameIndex(tuple(stamps), tuple(keys), time_base, exact and increasing)
+    index = FrameIndex(tuple(stamps), tuple(keys), time_base, exact and increasing)
+    require_sane(path, index.frames, index.time(index.frames - 1) if stamps else 0.0)
+    return index
 
 
 def read_frames(
@@ -160,10 +172,9 @@ def _read_from_key(
     key = max((k for k in index.keys if k <= start), default=0)
     with open_video(path) as container:
         stream = video_stream(container, path)
-        container.seek(index.stamps[key], stream=stream, backward=True, any_frame=False)
         entered = False
         expected = start
-        for frame in _decode(container, stream, path, key):
+        for frame in _decode(container, stream, path, key) if _seeks(container, stream, index.stamps[key]) else ():
             i = number.get(frame.pts) if frame.pts is not None else None
             # Frames shown before the key frame may lack their references: ignore all until the key itself.
             entered = entered or i == key
@@ -179,6 +190,15 @@ def _read_from_key(
                 return
     # The container did not seek where it said; count from the first frame instead.
     yield from read_frames_from_start(path, expected, stop, index)
+
+
+def _seeks(container: av.container.InputContainer, stream: VideoStream, stamp: int) -> bool:
+    """Go to that time stamp; False where the container cannot."""
+    try:
+        container.seek(stamp, stream=stream, backward=True, any_frame=False)
+    except (av.FFmpegError, OverflowError):
+        return False
+    return True
 
 
 def read_frames_from_start(
@@ -205,10 +225,16 @@ def _decode(
     container: av.container.InputContainer, stream: VideoStream, path: Path, first: int
 ) -> Iterator[VideoFrame]:
     """Frames in presentation order; a decoder's complaint becomes a VideoError that says how far it came."""
-    count = first
+    count, size = first, None
     try:
         for frame in container.decode(stream):
             count += 1
+            size = size or (frame.width, frame.height)
+            if size != (frame.width, frame.height):
+                raise VideoError(
+                    f"{path}: frame {count} is {frame.width}×{frame.height}, those before are {size[0]}×{size[1]}",
+                    "Export it at one size.",
+                )
             yield frame
     except av.FFmpegError as error:
         raise VideoError(f"{path}: decoding stopped after frame {count} ({reason(error)})", DAMAGED) from error

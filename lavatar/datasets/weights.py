@@ -32,6 +32,8 @@ Progress = Callable[[str, int, int], None]
 __all__ = ["WEIGHTS", "Weight"]
 CONV_LAYERS = {"vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alex": (0, 3, 6, 8, 10)}
 FETCH = "lavatar weights fetch"
+MOST_BYTES, SLACK = 2**30, 2**20
+"""Of a download whose length is not known; beyond a known one, for what packing adds."""
 
 
 def cache_folder() -> Path:
@@ -189,6 +191,7 @@ def _download(weight: Weight, url: str, target: Path, progress: Progress | None)
             while block := answer.read(1 << 20):
                 file.write(block)
                 done += len(block)
+                _check_length(weight, done, url)
                 if progress:
                     progress(weight.name, done, total)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
@@ -205,6 +208,7 @@ def _decompressed(weight: Weight, packed: Path, url: str) -> Path:
         try:
             while block := source.read(1 << 20):
                 target.write(block)
+                _check_length(weight, target.tell(), url)
         except (OSError, EOFError) as error:
             if isinstance(error, OSError) and error.errno:  # of the disk, not of the data
                 raise
@@ -213,6 +217,16 @@ def _decompressed(weight: Weight, packed: Path, url: str) -> Path:
                 f"A proxy may have answered instead. Try again: {FETCH} {weight.name}",
             ) from error
     return plain
+
+
+def _check_length(weight: Weight, done: int, url: str) -> None:
+    """What never ends, or unfolds to more than the file, must not fill the disk before its checksum is asked for."""
+    most = (MOST_BYTES if weight.trunk else weight.bytes or MOST_BYTES) + SLACK
+    if done > most:
+        raise WeightsError(
+            f"{url} is not {weight.file}: it goes on after {most} bytes",
+            f"A proxy may have answered instead. Try again: {FETCH} {weight.name}",
+        )
 
 
 def _check(weight: Weight, path: Path, expected: str, url: str) -> None:

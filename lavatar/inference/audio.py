@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from lavatar.datasets.container import open_video
 from lavatar.errors import VideoError
 
 AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
@@ -31,9 +32,9 @@ class AudioSpan:
 def has_audio(path: Path) -> bool:
     """Whether `path` is a readable file with a sound stream."""
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             return bool(container.streams.audio)
-    except (av.FFmpegError, OSError):
+    except VideoError:
         return False
 
 
@@ -47,7 +48,7 @@ class AudioFormat:
 
 def audio_format(path: Path) -> AudioFormat:
     """The source's rate if AAC in a browser takes it (else 48 kHz); mono stays mono, all else becomes stereo."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         context = container.streams.audio[0].codec_context
         rate = context.sample_rate if context.sample_rate in AAC_RATES else AAC_RATES[0]
         return AudioFormat(rate, "mono" if context.channels == 1 else "stereo")
@@ -78,7 +79,7 @@ def _pieces(span: AudioSpan, form: AudioFormat, wanted: int, channels: int) -> I
             break
         gap = first - position
         if gap > form.rate // 50:  # more than 20 ms missing: a real hole; less is rounding of time stamps
-            yield np.zeros((channels, min(gap, wanted - position)), np.float32)
+            yield from _silence(channels, min(gap, wanted - position), form.rate)
             position += gap
         elif gap < 0:
             data = data[:, -gap:]  # overlap, or the part before the span begins
@@ -86,14 +87,19 @@ def _pieces(span: AudioSpan, form: AudioFormat, wanted: int, channels: int) -> I
         if data.shape[1]:
             yield data
             position += data.shape[1]
-    if position < wanted:
-        yield np.zeros((channels, wanted - position), np.float32)
+    yield from _silence(channels, wanted - position, form.rate)
+
+
+def _silence(channels: int, count: int, most: int) -> Iterator[np.ndarray]:
+    """So many samples, at most `most` at a time: a wrong time stamp may ask for hours."""
+    for start in range(0, count, most):
+        yield np.zeros((channels, min(most, count - start)), np.float32)
 
 
 def _decoded(span: AudioSpan, form: AudioFormat) -> Iterator[tuple[int, np.ndarray]]:
     """(position in samples relative to the span's start, float samples) as they come out of the decoder."""
     try:
-        with av.open(str(span.path)) as container:
+        with open_video(span.path) as container:
             origin = _first_picture(span.path)
             stream = container.streams.audio[0]
             if span.start > 1:  # a little early: the decoder of a lossy codec needs a run-up
@@ -116,7 +122,7 @@ def _decoded(span: AudioSpan, form: AudioFormat) -> Iterator[tuple[int, np.ndarr
 
 def _first_picture(path: Path) -> float:
     """Time stamp of the first video frame on the file's own clock, in seconds; 0 for a file of sound alone."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         frame = next(container.decode(video=0), None) if container.streams.video else None
         return float(frame.pts * _base(frame)) if frame is not None and frame.pts is not None else 0.0
 

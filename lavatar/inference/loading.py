@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from torch.nn import functional as F
 from lavatar.configs.avatar import AvatarConfig
 from lavatar.configs.pair import MappingConfig, YNetConfig
 from lavatar.configs.recipe import describe
+from lavatar.configs.yamltext import MOST_CHARACTERS
 from lavatar.errors import DataError
 from lavatar.inference.pictures import to_tensor
 from lavatar.inference.retarget import PoseStatistics, PoseTrack
 from lavatar.models.avatar import LatentAvatar
+from lavatar.models.budget import Budget, TooLargeError
 from lavatar.models.mapping import MappingMLP
 from lavatar.models.nerface import NeRFace
 from lavatar.models.ynet import YNetwork
@@ -85,14 +88,15 @@ def load_avatar(release: Path, device: str | torch.device = "cpu") -> Avatar:
     tensors = _read_tensors(release, config)
     architecture = _section(AvatarConfig, config, "avatar", release)
     poses = _training_poses(tensors, release)
-    model = FIELDS[architecture.field](architecture)
+    with _building(release, tensors):
+        model = FIELDS[architecture.field](architecture)
     _fill(model, tensors, release)
     target = torch.device(device)
     return Avatar(
         model=model.eval().requires_grad_(False).to(target),
         config=architecture,
-        subject=str(config["subject"]),
-        dataset=str(config["dataset"]),
+        subject=_text(config, release, "subject"),
+        dataset=_text(config, release, "dataset"),
         poses=poses,
         device=target,
     )
@@ -103,21 +107,20 @@ def load_pair(release: Path, device: str | torch.device = "cpu") -> Pair:
     config = _read_config(release, "pair")
     tensors = _read_tensors(release, config)
     architecture = _section(YNetConfig, config, "ynet", release)
-    ynet = YNetwork(architecture)
-    mapping = MappingMLP(
-        _section(MappingConfig, config, "mapping", release),
-        architecture.code_dim,
-        int(config["theta_dim"]),
-        architecture.landmarks,
-    )
+    mapper, theta_dim = _section(MappingConfig, config, "mapping", release), config.get("theta_dim")
+    if not isinstance(theta_dim, int) or theta_dim < 1:
+        raise DataError(f"{Path(release) / CONFIG} is damaged: theta_dim is {theta_dim!r:.40}", HINT)
+    with _building(release, tensors):
+        ynet = YNetwork(architecture)
+        mapping = MappingMLP(mapper, architecture.code_dim, theta_dim, architecture.landmarks)
     _fill(nn.ModuleDict({"ynet": ynet, "mapping": mapping}), tensors, release)
     target = torch.device(device)
     return Pair(
         ynet=ynet.eval().requires_grad_(False).to(target),
         mapping=mapping.eval().requires_grad_(False).to(target),
         face_size=architecture.face_size,
-        avatar=str(config["subjects"]["avatar"]),
-        actor=str(config["subjects"]["actor"]),
+        avatar=_text(config, release, "subjects", "avatar"),
+        actor=_text(config, release, "subjects", "actor"),
         device=target,
     )
 
@@ -126,19 +129,20 @@ def _read_config(release: Path, kind: str) -> dict[str, Any]:
     """config.json of a release of the wanted kind."""
     path = Path(release) / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        with path.open() as stream:
+            config: dict[str, Any] = json.loads(stream.read(MOST_CHARACTERS))
         version, found = config["format"], config["kind"]
     except FileNotFoundError:
         raise DataError(f"{release} is no released model: it has no {CONFIG}", HINT) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error})", HINT) from None
     if version != FORMAT:
         raise DataError(
-            f"{path} has format {version!r}, this lavatar reads {FORMAT}",
+            f"{path} has format {version!r:.40}, this lavatar reads {FORMAT}",
             "Use the lavatar that wrote it, or submit again.",
         )
     if found != kind:
-        raise DataError(f"{release} holds a model of kind {found!r}, wanted {kind!r}", "Give the other folder.")
+        raise DataError(f"{release} holds a model of kind {found!r:.40}, wanted {kind!r}", "Give the other folder.")
     return config
 
 
@@ -154,8 +158,30 @@ def _read_tensors(release: Path, config: Mapping[str, Any]) -> dict[str, Tensor]
         return load_file(path)
     except FileNotFoundError:
         raise DataError(f"{release} is incomplete: it has no {WEIGHTS}", HINT) from None
-    except (SafetensorError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error})", HINT) from None
+
+
+@contextmanager
+def _building(release: Path, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Around constructors: a configuration that does not belong to these weights must not fill the memory."""
+    try:
+        with Budget(tensors):
+            yield
+    except (TooLargeError, RuntimeError, OverflowError, TypeError) as error:
+        raise DataError(
+            f"{Path(release) / CONFIG} does not fit {WEIGHTS}: {str(error).splitlines()[0]}", HINT
+        ) from None
+
+
+def _text(config: Mapping[str, Any], release: Path, *keys: str) -> str:
+    """A value of config.json that is text."""
+    value: Any = config
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, str):
+        raise DataError(f"{Path(release) / CONFIG} is damaged: {'.'.join(keys)} is no text", HINT)
+    return value
 
 
 def _section(model: type[Any], config: Mapping[str, Any], key: str, release: Path) -> Any:
@@ -176,6 +202,11 @@ def _training_poses(tensors: dict[str, Tensor], release: Path) -> PoseStatistics
         )
     except KeyError as error:
         raise DataError(f"{release} holds no training poses ({error} is missing)", HINT) from None
+    shapes, count = (rotation.shape, translation.shape, scale.shape), len(scale) if scale.ndim else 0
+    if not count or shapes != ((count, 3, 3), (count, 3), (count,)):
+        raise DataError(f"{release} holds training poses of shapes {', '.join(map(str, shapes))}", HINT)
+    if not all(np.isfinite(values).all() for values in (rotation, translation, scale)):
+        raise DataError(f"{release} holds training poses that are no numbers", HINT)
     return PoseStatistics.of(PoseTrack(rotation, translation, scale))
 
 

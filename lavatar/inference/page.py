@@ -123,7 +123,7 @@ def _section(section: Section) -> str:
 def _card(shown: Shown) -> str:
     figures = "".join(
         f'<figure><img alt="{label}" src="{_embedded(picture, ".jpg")}"><figcaption>{label}</figcaption></figure>'
-        for label, picture in shown.pictures
+        for label, picture in ((escape(name), shown_as) for name, shown_as in shown.pictures)
     )
     digits = {"psnr": 2, "ssim": 3, "lpips": 3}
     numbers = [f"{n.upper()} <b>{shown.figures[n]:.{d}f}</b>" for n, d in digits.items() if n in shown.figures]

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import click
 
 from lavatar.errors import LavatarError
+from lavatar.masking import masked
+from lavatar.platform.output import printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "subjects": ("lavatar.platform.commands.subjects:subjects", "The people: add, list, show, remove."),
@@ -81,9 +83,10 @@ def group(debug: bool) -> None:
 
     Everything lies in LAVATAR_HOME (default ~/.lavatar).
     """
-    from lavatar.cluster.environment import contain
+    from lavatar.cluster.environment import contain, take_over
     from lavatar.platform.home import Home
 
+    take_over()
     contain(Home.from_environment().root)
 
 
@@ -127,11 +130,11 @@ def _show(error: LavatarError, args: list[str], debug: bool) -> int:
     from lavatar.errors import Interrupted
 
     if debug:
-        traceback.print_exception(error)
+        _show_traceback(error)
     word = "" if isinstance(error, Interrupted) else "error: "
-    click.secho(f"{word}{error.message}", err=True, fg="red" if word else "yellow")
+    click.secho(printable(f"{word}{error.message}"), err=True, fg="red" if word else "yellow")
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        click.echo(f"  {printable(error.hint)}", err=True)
     if getattr(error, "answered", False):
         return error.exit_code
     return _answer(args, error.message, error.hint, error.exit_code)
@@ -148,12 +151,16 @@ def _answer(args: list[str], message: str, hint: str, code: int) -> int:
 
 def _show_unexpected(error: Exception, args: list[str], debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
-    text = (str(error).strip().splitlines() or [""])[0]
-    click.secho(f"internal error: {type(error).__name__}: {text}", err=True, fg="red")
+        _show_traceback(error)
+    text = masked((str(error).strip().splitlines() or [""])[0])
+    click.secho(printable(f"internal error: {type(error).__name__}: {text}"), err=True, fg="red")
     if not debug:
         click.echo(f"  {_FAULT}", err=True)
     return _answer(args, f"{type(error).__name__}: {text}", _FAULT, 1)
+
+
+def _show_traceback(error: BaseException) -> None:
+    click.echo(masked("".join(traceback.format_exception(error))), err=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, 
 from lavatar.errors import Interrupted, LavatarError, StageBusyError, StageFailedError
 from lavatar.platform import ledger
 from lavatar.platform.home import Home
-from lavatar.platform.leases import Owner, taken_over
+from lavatar.platform.leases import Owner, owner_alive, taken_over
 from lavatar.platform.planning import SECTIONS, Plan, PlannedStage
 from lavatar.platform.progress import Display, duration
 from lavatar.platform.registry import Registry
@@ -26,10 +26,15 @@ STOPS = (KeyboardInterrupt, SystemExit, Interrupted)
 LET_THROUGH = (StageKind.PREPROCESS, StageKind.PREVIEW)
 """Kinds of stages that run on although nothing needs them any more: they have no checkpoint to go on from."""
 
+FIRST = (StageKind.PREVIEW, StageKind.PREPROCESS, StageKind.AVATAR)
+"""What is started before all else: results that somebody waits for, then what most others wait for."""
+
 POLL_SECONDS = 0.2
 STORE_SECONDS = 2.0
 """Least time between two writes of a stage's progress to the registry."""
 BUSY_POLL_SECONDS = 1.0
+IDLE_SECONDS = 30.0
+"""After so long without anything to run it is said that the cluster has no room."""
 CANCEL_SECONDS = 60.0
 """How long a cancelled stage may take to store what it has."""
 
@@ -45,9 +50,15 @@ class StageHandle(Protocol):
 
     def cancel(self) -> None: ...
 
+    def abandon(self) -> None: ...
+
 
 class StageRunner(Protocol):
     """What starts stages (lavatar.cluster.stages)."""
+
+    def preflight(self, specs: Sequence[StageSpec]) -> Sequence[str]: ...
+
+    def admit(self, priority: int, ready: Sequence[StageSpec], running: Sequence[StageSpec]) -> Sequence[str]: ...
 
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None) -> StageHandle: ...
 
@@ -100,31 +111,32 @@ class Execution:
         self._owner, self._plan, self._job, self._tracker, self._check = office.owner, plan, job, tracker, check
         self._active: dict[str, Active] = {}
         self._waiting: dict[str, PlannedStage] = {}
-        self._busy: dict[str, float] = {}  # stages that another job runs: when to look again
+        self._busy: set[str] = set()  # stages that another job runs
+        self._look_again = self._idle_since = time.monotonic()
         self._failures: dict[str, StageFailedError] = {}  # by the failed stage's key, the first one first
-        self._most = 1 if plan.recipe.resources.backend == "inline" else len(plan.stages)
 
     def mark_cached(self, todo: set[str]) -> None:
         """Those that are done already."""
+        ledger.begin_attempt(self._registry, self._job.id, list(todo))
         for planned in self._plan.stages:
-            if planned.key not in todo:
-                self._cached(planned)
-            else:
-                ledger.set_cached(self._registry, self._job.id, planned.key, False, 0.0)
-                self._display.state(planned.name, "pending")
+            self._display.state(planned.name, "pending" if planned.key in todo else "cached")
 
-    def run(self, runner: StageRunner, todo: list[PlannedStage], after_finish: Callable[[PlannedStage], None]) -> None:
+    def run(self, runner: StageRunner, todo: list[PlannedStage], after_finish: Callable[[str], None]) -> None:
         """All of `todo`. Raises StageFailedError, once all that can be done is done, if a stage failed;
         KeyboardInterrupt or Interrupted if stopped."""
-        self._waiting = {planned.key: planned for planned in todo}
+        for text in runner.preflight([planned.spec for planned in todo]):
+            self._display.message(text, "warning")
+        self._waiting = {planned.key: planned for planned in sorted(todo, key=_rank)}
         try:
             while self._waiting or self._active:
                 self._check()
+                self._look_at_busy()
                 self._start_ready(runner)
                 ended = self._watch()
-                self._start_ready(runner)
+                if ended:
+                    self._start_ready(runner)
                 for planned in ended:
-                    after_finish(planned)
+                    after_finish(planned.key)
                 time.sleep(POLL_SECONDS)
         except BaseException:
             self._stop(list(self._active.values()))
@@ -142,27 +154,54 @@ class Execution:
         return StageFailedError(f"{lost} of {pairs} pairs failed: {first.message}{others}", first.hint)
 
     def _start_ready(self, runner: StageRunner) -> None:
+        """Start what nothing stands before, as far as it is this job's turn."""
         unfinished = {*self._waiting, *self._active}
-        for planned in list(self._waiting.values()):
-            if len(self._active) >= self._most:
-                return
-            if planned.key not in self._waiting:  # a failure met on the way took it out
+        ready = [
+            planned
+            for key, planned in self._waiting.items()
+            if key not in self._busy and unfinished.isdisjoint(planned.needs)
+        ]
+        running = [active.planned.spec for active in self._active.values()]
+        for key in runner.admit(self._job.priority, [planned.spec for planned in ready], running):
+            if key in self._waiting:  # a failure met on the way may have taken it out
+                self._start(runner, self._waiting[key])
+        self._notice_idling(bool(ready))
+
+    def _notice_idling(self, ready: bool) -> None:
+        """Say it once when nothing runs although something could."""
+        if self._active or not ready:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > IDLE_SECONDS:
+            self._idle_since = float("inf")
+            self._display.message("waiting: other jobs hold the cluster, or a node of it is gone", "warning")
+
+    def _look_at_busy(self) -> None:
+        """Now and then, whether the stages that other jobs run are still being run."""
+        if not self._busy or time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + BUSY_POLL_SECONDS
+        for row in ledger.get_stages(self._registry, self._busy):
+            if row.state == State.RUNNING and owner_alive(row):
                 continue
-            if unfinished.isdisjoint(planned.needs) and time.monotonic() >= self._busy.get(planned.key, 0.0):
-                self._start(runner, planned)
+            self._busy.discard(row.key)
+            planned = self._waiting.get(row.key)
+            if planned and row.state == State.FINISHED:
+                del self._waiting[row.key]
+                self._cached(planned)
+            elif planned and row.state == State.FAILED:  # so does this job, with the same message
+                del self._waiting[row.key]
+                self._display.state(planned.name, "failed")
+                self._fail(planned, StageFailedError(f"{planned.name} failed: {row.message}", row.hint))
 
     def _start(self, runner: StageRunner, planned: PlannedStage) -> None:
         """Claim the stage and start it, unless another job has finished it or is at it."""
         key = planned.key
-        if key in self._busy and self._failed_elsewhere(planned):
-            return
         try:
             row = ledger.claim_stage(self._registry, key, self._owner, self._job.id)
         except StageBusyError as error:
-            if key not in self._busy:
-                self._display.state(planned.name, "waiting")
-                self._say(planned, f"waiting: {error.message}")
-            self._busy[key] = time.monotonic() + BUSY_POLL_SECONDS
+            self._busy.add(key)
+            self._display.state(planned.name, "waiting")
+            self._say(planned, f"waiting: {error.message}")
             return
         del self._waiting[key]
         if row.state == State.FINISHED:
@@ -184,16 +223,6 @@ class Execution:
         self._active[key] = Active(planned, handle, run_id)
         self._display.state(planned.name, "running")
         self._say(planned, f"started (attempt {row.attempts})", show=False)
-
-    def _failed_elsewhere(self, planned: PlannedStage) -> bool:
-        """The job that we waited for failed at the stage: so does this one, with the same message."""
-        row = ledger.get_stage(self._registry, planned.key)
-        if row is None or row.state != State.FAILED:
-            return False
-        del self._waiting[planned.key]
-        self._display.state(planned.name, "failed")
-        self._fail(planned, StageFailedError(f"{planned.name} failed: {row.message}", row.hint))
-        return True
 
     def _watch(self) -> list[PlannedStage]:
         """One look at everything that runs; the stages that finished."""
@@ -249,10 +278,10 @@ class Execution:
             self._tracker.log_result(active.run_id, result.metrics, files)
             if planned.spec.kind is StageKind.PREVIEW and len(self._plan.pairs) == 1:  # of more each has its own run
                 self._tracker.log_evaluation(self._job.mlflow_run_id, result.metrics, files)
-        if not ledger.finish_stage(self._registry, self._home, planned.spec, self._owner, result):
+        where = (self._registry, self._home, planned.spec, self._owner)
+        if not ledger.finish_stage(*where, result, active.seconds):
             raise taken_over(planned.name)
         self._end_run(planned.key, active.run_id, State.FINISHED)
-        ledger.set_cached(self._registry, self._job.id, planned.key, False, active.seconds)
         self._display.state(planned.name, f"finished in {duration(active.seconds)}")
         self._say(planned, f"finished in {duration(active.seconds)}", show=False)
         for note in result.notes:
@@ -282,6 +311,8 @@ class Execution:
         for active in chosen:
             while not active.handle.done() and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
+            if not active.handle.done():
+                active.handle.abandon()
             self._active.pop(active.planned.key, None)
             try:
                 if active.handle.done():
@@ -308,7 +339,7 @@ class Execution:
             ledger.set_run(self._registry, row, run_id, open_=False)
 
     def _cached(self, planned: PlannedStage) -> None:
-        ledger.set_cached(self._registry, self._job.id, planned.key, True, 0.0)
+        ledger.set_cached(self._registry, self._job.id, planned.key)
         self._display.state(planned.name, "cached")
 
     def _say(self, planned: PlannedStage, text: str, level: str = "info", *, show: bool = True) -> None:
@@ -319,3 +350,8 @@ class Execution:
             ledger.record(self._registry, self._job.id, text, key=planned.key, stage=planned.name, level=level)
         except LavatarError as error:
             self._display.message(f"the log could not be written: {error.message}", "warning")
+
+
+def _rank(planned: PlannedStage) -> int:
+    """Where the stage stands in the order of starts; those of equal rank keep the plan's."""
+    return FIRST.index(planned.spec.kind) if planned.spec.kind in FIRST else len(FIRST)

@@ -88,15 +88,23 @@ class Home:
     def relative(self, path: Path) -> str:
         """`path` as it is remembered: relative when inside the home, so that a home can be moved."""
         absolute = Path(os.path.abspath(path))
-        return str(absolute.relative_to(self.root)) if absolute.is_relative_to(self.root) else str(absolute)
+        root = os.path.abspath(self.root)
+        return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
     def absolute(self, remembered: str) -> Path:
-        """The reverse of `relative`."""
-        return self.root / remembered
+        """The reverse of `relative`. Raises StorageError for a path that leads out of the home: nobody wrote it."""
+        path = self.root / remembered
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
+            raise StorageError(
+                f"the registry names a file outside of the home {self.root}: {remembered[:200]!r}",
+                "Somebody changed the registry, or it is another home's: lavatar doctor",
+            )
+        return path
 
     def ensure(self) -> Home:
         """Make the folders. Raises StorageError when the home cannot be written."""
         try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures of people: not for everybody's eyes
             for name in _FOLDERS:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -10,14 +10,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from lavatar.contracts import StageKind
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import ledger
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
-from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
 from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
+from lavatar.platform.registering import Registrar, releases, unregistered
 from lavatar.platform.registry import Registry
 from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
@@ -25,17 +24,17 @@ from lavatar.platform.tables import Job
 from lavatar.platform.tracking import Tracker, experiment_name
 
 
-def run_job(office: Office, plan: Plan) -> None:
+def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
     """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted.
 
     What is missing (WeightsError, StorageError) is told before the job is written down: nobody would ever run it.
     """
     registry = office.registry
-    todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"))
+    todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"), priority)
     job = ledger.get_job(registry, plan.job_id)
-    if not todo and job.state == State.FINISHED and not _unregistered(office, plan):
+    if not todo and job.state == State.FINISHED and not unregistered(office, releases(plan)):
+        ledger.begin_attempt(registry, plan.job_id, ())
         for stage in plan.stages:
-            ledger.set_cached(registry, plan.job_id, stage.key, True, 0.0)
             office.display.state(stage.name, "cached")
         _bring_previews(office, plan)
         return
@@ -44,7 +43,9 @@ def run_job(office: Office, plan: Plan) -> None:
         _run_claimed(office, plan, job, todo, pulse)
 
 
-def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None]) -> list[PlannedStage]:
+def store_job(
+    registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None], priority: int | None = None
+) -> list[PlannedStage]:
     """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
     keys = [stage.key for stage in plan.stages]
     store = home.store()
@@ -62,7 +63,7 @@ def store_job(registry: Registry, home: Home, plan: Plan, warn: Callable[[str], 
         if store is not None:
             for person in plan.people.values():
                 store.keep_video(person.source)
-    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor))
+    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
     return todo
 
 
@@ -85,15 +86,12 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
     try:
         execution = Execution(office, plan, job, tracker, pulse.check)
         execution.mark_cached({stage.key for stage in todo})
-        if todo:
-            office.display.message("starting the cluster" if plan.recipe.resources.backend == "ray" else "starting")
-            with office.open_runner() as runner:
-                execution.run(
-                    runner, todo, after_finish=lambda stage: _register(office, plan, tracker, stage.key, warn)
-                )
-        if tracker:
-            for stage in plan.stages:
-                _register(office, plan, tracker, stage.key, warn)
+        with Registrar(office, plan, tracker, warn) as registrar:
+            if todo:
+                ray = plan.recipe.resources.backend == "ray"
+                office.display.message("starting the cluster" if ray else "starting")
+                with office.open_runner() as runner:
+                    execution.run(runner, todo, registrar.finished)
         _bring_previews(office, plan)
         state = State.FINISHED
     except STOPS:
@@ -135,43 +133,6 @@ def _job_params(plan: Plan) -> dict[str, object]:
         "job": plan.job_id,
         **plan.recipe.model_dump(mode="json"),
     }
-
-
-def releases(plan: Plan) -> list[Release]:
-    """The models that this job registers."""
-    sizes = (plan.recipe.avatar.image_size, plan.recipe.preprocess.face_size)
-    found: dict[str, Release] = {}
-    for pair in plan.pairs:
-        names, inputs = (pair.avatar.name, pair.actor.name), pair.preview.spec.inputs
-        own, both = avatar_model_name(names[0]), pair_model_name(*names)
-        folders = {"avatar": inputs["avatar"], "pair": inputs["pair"]}
-        avatar = {"avatar": inputs["avatar"]}
-        found[own] = Release(StageKind.AVATAR, pair.head.key, own, avatar, *sizes, inputs["avatar_dataset"])
-        found[both] = Release(StageKind.PAIR, pair.bridge.key, both, folders, *sizes, inputs["actor_dataset"], names)
-    return list(found.values())
-
-
-def _unregistered(office: Office, plan: Plan) -> list[Release]:
-    """Releases that are not in the model registry of today's tracking server."""
-    wanted = releases(plan)
-    rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
-    present = {(row.stage_key, row.name) for row in rows if row.uri == office.home.tracking_uri}
-    return [r for r in wanted if (r.stage_key, r.name) not in present]
-
-
-def _register(office: Office, plan: Plan, tracker: Tracker | None, key: str, warn: Callable[[str], None]) -> None:
-    """Put the stage's model, if it has one and it is not there yet, into the model registry."""
-    if tracker is None:
-        return
-    for release in _unregistered(office, plan):
-        if release.stage_key != key:
-            continue
-        office.home.fetch(*release.folders.values())
-        stage = ledger.get_stage(office.registry, key)
-        version = register(office.home, tracker, release, stage.mlflow_run_id if stage else None, warn)
-        if version is not None:
-            ledger.store_model(office.registry, key, release.name, version, tracker.uri)
-            ledger.record(office.registry, plan.job_id, f"registered {release.name} version {version}", key=key)
 
 
 @contextlib.contextmanager

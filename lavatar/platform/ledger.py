@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import Update, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from lavatar.cluster.results import whole
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import LavatarError, UnknownJobError
+from lavatar.masking import masked
 from lavatar.platform import leases
 from lavatar.platform.home import Home
 from lavatar.platform.jsonable import plain
@@ -36,8 +37,8 @@ class StageView:
     stage: Stage
 
 
-def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> None:
-    """Write the job and its stages down, leaving what is there already."""
+def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str, priority: int | None = None) -> None:
+    """Write the job and its stages down, leaving what is there already. `priority` None: as it was, 0 at first."""
     with registry.write() as session:
         job = {
             "id": plan.job_id,
@@ -49,7 +50,8 @@ def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str) -> N
             "created": now(),
         }
         insert_missing(session, Job, [job])
-        session.execute(update(Job).where(Job.id == plan.job_id).values(recipe=job["recipe"]))
+        today = {"recipe": job["recipe"]} | ({} if priority is None else {"priority": priority})
+        session.execute(update(Job).where(Job.id == plan.job_id).values(**today))
         pairs = [
             {
                 "job_id": plan.job_id,
@@ -147,14 +149,18 @@ def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: st
             leases.release(stage, to, message, hint)
 
 
-def finish_stage(registry: Registry, home: Home, spec: StageSpec, owner: Owner, result: StageResult) -> bool:
-    """The stage is done: its result and its new state in one transaction. False if it was taken over meanwhile."""
+def finish_stage(
+    registry: Registry, home: Home, spec: StageSpec, owner: Owner, result: StageResult, seconds: float = 0.0
+) -> bool:
+    """The stage is done, for the job that ran it after `seconds`: its result and its new state in one transaction.
+    False if it was taken over meanwhile."""
     summary = _manifest_summary(home, spec) if spec.kind is StageKind.PREPROCESS else {}
     with registry.write() as session:
         stage = _stage(session, spec.key)
         if stage.owner != owner.id:
             return False
         leases.release(stage, State.FINISHED)
+        session.execute(_link(stage.job_id, spec.key).values(cached=False, seconds=seconds))
         stage.metrics, stage.notes = plain(result.metrics), [str(note) for note in result.notes]
         stage.done = stage.total or stage.done
         session.execute(delete(Artefact).where(Artefact.stage_key == spec.key, Artefact.kind == "file"))
@@ -198,11 +204,22 @@ def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: 
     row.mlflow_run_id, row.mlflow_open = run_id, open_
 
 
-def set_cached(registry: Registry, job_id: str, key: str, cached: bool, seconds: float) -> None:
-    """How this job's latest submit came by the stage."""
+def set_cached(registry: Registry, job_id: str, key: str) -> None:
+    """This job's latest submit found the stage done."""
     with registry.write() as session:
-        where = (JobStage.job_id == job_id, JobStage.stage_key == key)
-        session.execute(update(JobStage).where(*where).values(cached=cached, seconds=seconds))
+        session.execute(_link(job_id, key).values(cached=True, seconds=0.0))
+
+
+def _link(job_id: str | None, key: str) -> Update:
+    return update(JobStage).where(JobStage.job_id == job_id, JobStage.stage_key == key)
+
+
+def begin_attempt(registry: Registry, job_id: str, todo: Sequence[str]) -> None:
+    """A new submit of the job: the stages of these keys are to be run, the others are there already."""
+    with registry.write() as session:
+        of_job = update(JobStage).where(JobStage.job_id == job_id)
+        session.execute(of_job.values(cached=True, seconds=0.0))
+        session.execute(of_job.where(JobStage.stage_key.in_(todo)).values(cached=False))
 
 
 def finished(registry: Registry, home: Home, keys: Iterable[str]) -> set[str]:
@@ -270,10 +287,17 @@ def get_stage(registry: Registry, key: str) -> Stage | None:
         return session.get(Stage, key)
 
 
+def get_stages(registry: Registry, keys: Iterable[str]) -> Sequence[Stage]:
+    """Those of them that there are."""
+    with registry.read() as session:
+        return session.scalars(select(Stage).where(Stage.key.in_(list(keys)))).all()
+
+
 def get_job(registry: Registry, job_id: str) -> Job:
     """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
     with registry.read() as session:
-        jobs = list(session.scalars(select(Job).where(Job.id.startswith(job_id, autoescape=True))))
+        begun = select(Job).where(Job.id.startswith(job_id, autoescape=True))
+        jobs = list(session.scalars(begun)) if job_id.isascii() else []
     exact = [job for job in jobs if job.id == job_id]
     if exact or len(jobs) == 1:
         return (exact or jobs)[0]
@@ -315,7 +339,8 @@ def artefacts(registry: Registry, keys: Iterable[str], kind: str) -> list[Artefa
 
 
 def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
-    """Remember a version in the model registry at `uri` that was made from this stage."""
+    """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
+    uri = masked(uri)
     with registry.write() as session:
         where = (Artefact.stage_key == key, Artefact.kind == "model", Artefact.name == name)
         session.execute(delete(Artefact).where(*where))
@@ -327,7 +352,7 @@ def record(
 ) -> None:
     """One line of the job's log."""
     with registry.write() as session:
-        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=text))
+        session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=masked(text)))
 
 
 def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
@@ -339,7 +364,7 @@ def failure(error: BaseException) -> tuple[str, str]:
     """Message and hint of an exception, as they are stored."""
     if isinstance(error, LavatarError):
         return error.message, error.hint
-    return f"{type(error).__name__}: {error}", "Run it again with --debug."
+    return masked(f"{type(error).__name__}: {error}"), "Run it again with --debug."
 
 
 def latest_stages(

@@ -9,8 +9,6 @@ registered model carries its pair as tags, and another pair is refused under the
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +20,7 @@ import numpy as np
 
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
+from lavatar.masking import masked
 from lavatar.platform.home import Home
 from lavatar.platform.tracking import Tracker, Warn
 
@@ -67,7 +66,7 @@ def register(home: Home, tracker: Tracker, release: Release, run_id: str | None,
         warn(f"{error.message}. {error.hint}")
         return None
     except Exception as error:  # whatever MLflow raises: the models on disk are not touched by it
-        text = (str(error).strip().splitlines() or [""])[0]
+        text = masked((str(error).strip().splitlines() or [""])[0])
         warn(
             f"{release.name} could not be registered in MLflow ({type(error).__name__}: {text}); submit again to retry"
         )
@@ -76,8 +75,7 @@ def register(home: Home, tracker: Tracker, release: Release, run_id: str | None,
 
 def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
     import mlflow
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     mlflow.set_tracking_uri(tracker.uri)
@@ -88,8 +86,11 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
     signature = ModelSignature(inputs=inputs, outputs=outputs)
 
     def log(copies: Path) -> Any:
-        return mlflow.pyfunc.log_model(
+        return Model.log(
+            artifact_path=None,
             name=release.kind.value,
+            flavor=_Unserved,
+            validate_serving_input=False,
             python_model=str(Path(__file__).with_name(_SCRIPTS[release.kind])),
             artifacts={role: str(copies / role) for role in release.folders},
             signature=signature,
@@ -102,15 +103,34 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
 
     with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
         for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
-            shutil.copytree(folder, Path(scratch) / role)
-        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what it registers; so do we
-            info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
+            shutil.copytree(folder, Path(scratch) / role, ignore=_links)
+        info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
     for key, value in release.tags.items():
         tracker.client.set_registered_model_tag(release.name, key, value)
     tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
     tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
     return version
+
+
+class _Unserved:
+    """MLflow's pyfunc flavor, without loading each model that was logged to serve its example once."""
+
+    __name__ = "mlflow.pyfunc"
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **options: Any) -> None:
+        """`validate_serving_input` is read by Model.log, which hands it on with the rest."""
+        import mlflow.pyfunc
+        from mlflow.utils.logging_utils import disable_logging
+
+        mlflow.pyfunc.save_model(**options)
+        disable_logging()  # what comes next is registered, and MLflow announces it; so do we
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """What a copy leaves out: a link in a release could lead to any file of this machine."""
+    return [name for name in names if (Path(folder) / name).is_symlink()]
 
 
 def _refuse_another_pair(tracker: Tracker, release: Release) -> None:

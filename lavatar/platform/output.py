@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from lavatar.platform.jsonable import plain
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _answers: list[IO[str]] = []
 
@@ -36,20 +39,29 @@ def reserved() -> Iterator[None]:
             stream.close()
 
 
+def printable(text: str) -> str:
+    """`text` with what steers a terminal, or is no text at all, written out: names and paths come from anywhere."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def answer(text: str) -> None:
     """Text to the real standard output."""
-    stream = _answers[-1] if _answers else sys.stdout
-    print(text, file=stream, flush=True)
+    _write(printable(text))
+
+
+def _write(text: str) -> None:
+    print(text, file=_answers[-1] if _answers else sys.stdout, flush=True)
 
 
 def answer_json(value: Any) -> None:
     """One JSON object (or array) to the real standard output."""
-    answer(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    _write(text.encode("utf-8", "backslashreplace").decode())  # half of a pair, as in a file's name that is no UTF-8
 
 
 def note(text: str) -> None:
     """A line for people, beside the answer: standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Protocol
 
 from lavatar.contracts import Event
+from lavatar.platform.output import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -112,7 +113,7 @@ class PlainDisplay:
     def close(self) -> None: ...
 
     def _print(self, text: str) -> None:
-        print(time.strftime("%H:%M:%S"), text, file=self._stream, flush=True)
+        print(time.strftime("%H:%M:%S"), printable(text), file=self._stream, flush=True)
 
 
 class RichDisplay:
@@ -151,7 +152,7 @@ class RichDisplay:
 
     def message(self, text: str, level: str = "info") -> None:
         style = {"warning": "yellow", "error": "red"}.get(level, "")
-        self._progress.console.print(text, style=style or None, markup=False, highlight=False)
+        self._progress.console.print(printable(text), style=style or None, markup=False, highlight=False)
 
     def close(self) -> None:
         self._progress.stop()

@@ -22,7 +22,7 @@ from lavatar.errors import JobError, LavatarError, StorageError
 from lavatar.platform.home import REGISTRY_VARIABLE, Home
 from lavatar.training.files import exclusive
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in migrations/versions."""
 
 BUSY_SECONDS = 30.0
@@ -107,11 +107,13 @@ def _engine(url: str) -> Engine:
         is_sqlite = parsed.get_backend_name() == "sqlite"
         arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False} if is_sqlite else {"connect_timeout": 10}
         engine = sa.create_engine(parsed, connect_args=arguments, pool_pre_ping=not is_sqlite)
-    except (ArgumentError, ModuleNotFoundError) as error:
+    except (ArgumentError, ModuleNotFoundError, ValueError, TypeError) as error:
+        scheme, found, _ = url.partition("://")  # no more is shown of it, or of an error that quotes it: a misspelt
+        reason = "it has no form of one" if isinstance(error, ValueError) else str(error)  # address hides no password
         raise JobError(
-            f"{REGISTRY_VARIABLE}={url!r} is not a database address: {error}",
+            f"{REGISTRY_VARIABLE}={f'{scheme}://…' if found else '…'} is not a database address: {reason}",
             "Write sqlite:////absolute/path.db or postgresql+psycopg://user@host/database, or unset it.",
-        ) from error
+        ) from None
     if is_sqlite:
         _use_explicit_transactions(engine)
     return engine

@@ -32,6 +32,7 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
         "avatar": job.avatar,
         "actor": job.actor,
         "recipe": job.recipe_name,
+        "priority": job.priority,
         "message": job.message,
         "stages": [
             {

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ _PICTURE_TAG = "lavatar.pictures"  # "name=step …": the newest step whose pict
 class MlflowSinkFactory:
     """Picklable; calling it opens the sink in the process that calls."""
 
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # may hold a password; Ray Train shows its arguments in the dashboard
     run_id: str
 
     def __call__(self) -> MlflowSink:
@@ -204,7 +204,7 @@ class MlflowSink:
 
 def _read_steps(text: str) -> dict[str, int]:
     pairs = (item.rpartition("=") for item in text.split("\n") if "=" in item)
-    return {name: int(step) for name, _, step in pairs if step.isdigit()}
+    return {name: int(step) for name, _, step in pairs if step.isdecimal()}
 
 
 def _write_steps(steps: Mapping[str, int]) -> str:

@@ -108,6 +108,8 @@ def _require_same(present: Subject, subject: Subject) -> None:
 
 
 def find_subject(registry: Registry, name: str) -> Subject | None:
+    if not _NAME.fullmatch(name):  # a path, or text that no database takes
+        return None
     with registry.read() as session:
         return session.scalar(select(Subject).where(Subject.name == name))
 
@@ -153,11 +155,15 @@ def resolve(registry: Registry, name_or_path: str) -> Subject:
     present = find_subject(registry, name_or_path)
     if present is not None:
         return present
-    path = Path(name_or_path).expanduser()
-    if not (path.is_file() or "/" in name_or_path or path.suffix.lower() in VIDEO_SUFFIXES):
-        return get_subject(registry, name_or_path)  # raises, naming the nearest
-    if not path.exists():
-        raise UnknownSubjectError(f"there is no file {name_or_path}, and no subject of that name", "Check the path.")
+    gone = UnknownSubjectError(f"there is no file {name_or_path[:200]}, and no subject of that name", "Check the path.")
+    try:
+        path = Path(name_or_path).expanduser()
+        if not (path.is_file() or "/" in name_or_path or path.suffix.lower() in VIDEO_SUFFIXES):
+            return get_subject(registry, name_or_path)  # raises, naming the nearest
+        if not path.exists():
+            raise gone
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte in it, a home of nobody
+        raise gone from None
     require_file(path)
     try:
         check_name(path.stem)

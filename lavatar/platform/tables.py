@@ -98,6 +98,7 @@ class Job(Leased, Base):
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
     experiment: Mapped[str] = mapped_column(String(220), default="")
     cancel: Mapped[bool] = mapped_column(Boolean, default=False)  # whoever runs it was asked to stop
+    priority: Mapped[int] = mapped_column(Integer, default=0)  # a job of a higher one starts its stages first
 
     def __repr__(self) -> str:
         return f"job {self.id} ({self.avatar} <- {self.actor})"

@@ -7,8 +7,10 @@ succeeded, its failures are reported and never stop a job.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lavatar.cluster.environment import UNREPORTED
 from lavatar.errors import JobError
 from lavatar.inference.figures import flat
+from lavatar.masking import masked
 from lavatar.platform.home import TRACKING_VARIABLE, Home
 from lavatar.platform.sink import MlflowSinkFactory
 from lavatar.platform.states import State
@@ -61,6 +64,7 @@ def connect(home: Home) -> MlflowClient:
     try:
         home.ensure()
         with exclusive(home.root / "mlflow.lock"):  # the first contact migrates, and two at once break each other
+            _write_ahead(uri)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
@@ -69,6 +73,14 @@ def connect(home: Home) -> MlflowClient:
             f"Start it, or correct or unset {TRACKING_VARIABLE}.",
         ) from error
     return client
+
+
+def _write_ahead(uri: str) -> None:
+    """SQLite: readers and writers do not wait for each other, and a commit is one flush instead of three. The file
+    remembers it."""
+    if uri.startswith("sqlite:///"):
+        with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///").partition("?")[0])) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
 
 
 class Tracker:
@@ -202,4 +214,4 @@ def metric_name(name: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    return masked(f"{type(error).__name__}: {text[0] if text else ''}")

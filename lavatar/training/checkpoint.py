@@ -28,6 +28,7 @@ FORMAT = 1
 MARKER = "COMPLETE.json"
 KEEP = 2
 TENSOR_FILES = ("modules", "optimizer", "rng", "task")
+FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json")
 
 
 @dataclass(frozen=True)
@@ -99,30 +100,34 @@ def load(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text())
         parts = [safetensors.torch.load_file(path / f"{name}.safetensors") for name in TENSOR_FILES]
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}", f"Remove {path} and repeat.") from None
-    if state.pop("format", None) != FORMAT:
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"checkpoint {path} has another format", f"Remove {path.parent} to train anew.")
+    step = state.pop("step", None)
+    if not isinstance(step, int) or step < 0:
+        raise CheckpointError(f"checkpoint {path} says no step", f"Remove {path} and repeat.")
     modules, optimizer, rng, task = parts
-    return Checkpoint(state.pop("step"), modules, optimizer, rng, task, state)
+    return Checkpoint(step, modules, optimizer, rng, task, state)
 
 
 def defect(path: Path) -> str | None:
     """Why the checkpoint in `path` cannot be used; None if it is whole."""
     try:
-        files = dict(json.loads((path / MARKER).read_text())["files"])
+        files = json.loads((path / MARKER).read_text())["files"]
+        wanted = {name: (int(files[name]["bytes"]), str(files[name]["sha256"])) for name in FILES}
     except FileNotFoundError:
         return f"unfinished: no {MARKER}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MARKER} is not readable: {error}"
-    for name, wanted in files.items():
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        return f"{MARKER} is not readable: {type(error).__name__}: {error}"
+    for name, (length, digest) in wanted.items():
         file = path / name
-        if not file.is_file():
+        if file.is_symlink() or not file.is_file():
             return f"{name} is missing"
         size = file.stat().st_size
-        if size != wanted["bytes"]:
-            return f"{name} has {size} bytes, not {wanted['bytes']}"
-        if file_digest(file) != wanted["sha256"]:
+        if size != length:
+            return f"{name} has {size} bytes, not {length}"
+        if file_digest(file) != digest:
             return f"{name} does not have its checksum"
     return None
 

@@ -22,6 +22,7 @@ from lavatar.configs.avatar import AvatarConfig
 from lavatar.configs.pair import YNetConfig
 from lavatar.errors import CheckpointError
 from lavatar.models.avatar import LatentAvatar
+from lavatar.models.budget import Budget
 from lavatar.models.mapping import MappingMLP
 from lavatar.models.ynet import SUBJECTS, Subject, YNetwork
 from lavatar.training.avatar import AvatarTask
@@ -133,7 +134,9 @@ def read_frozen_avatar(folder: Path) -> LatentAvatar:
     """The avatar of a release, frozen, for what is trained against it (Eq. 8). Raises CheckpointError."""
     try:
         config, tensors = _read(folder)
-        avatar = LatentAvatar(AvatarConfig.model_validate(config["avatar"]))
+        architecture = AvatarConfig.model_validate(config["avatar"])
+        with Budget(tensors):
+            avatar = LatentAvatar(architecture)
         avatar.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("poses.")})
     except READ_ERRORS as error:
         raise CheckpointError(
@@ -156,7 +159,9 @@ def read_warm_pair(folder: Path) -> WarmPair:
         ) from None
 
 
-READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError)
+READ_ERRORS = (
+    OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError, safetensors.SafetensorError
+)  # fmt: skip
 """What a damaged, incomplete or foreign release raises."""
 
 

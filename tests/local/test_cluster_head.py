@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
 import sys
 import time
 import urllib.error
@@ -56,12 +58,58 @@ def test_it_listens_on_loopback_and_asks_for_the_token(lavatar: Lavatar, cluster
         urllib.request.urlopen(cluster["dashboard"] + "/api/jobs/", timeout=30)
     listening = [
         connection.laddr.ip
-        for process in head._processes(lavatar.home)
+        for found in head._processes(lavatar.home)
+        for process in (found, *found.children(recursive=True))
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+SECRETS = {"MLFLOW_TRACKING_PASSWORD": "s3cr3t-tracking", "LAVATAR_REGISTRY": "postgresql://u:s3cr3t-registry@h/d"}
+ATTACH = """
+import json, os, pathlib, sys
+from lavatar.cluster import session
+own = session.attach(pathlib.Path(sys.argv[1]), sys.argv[2])
+import ray
+@ray.remote(num_cpus=1)
+def look(names):
+    return {name: os.environ.get(name) for name in names}
+print(json.dumps(ray.get(look.remote(sys.argv[3:]))), flush=True)
+sys.stdin.readline()
+own.stop()
+"""
+
+
+def test_secrets_reach_the_workers_and_nothing_that_ray_shows_or_writes(
+    lavatar: Lavatar, cluster: dict[str, Any]
+) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": cluster["token_file"], **SECRETS}
+    command = [sys.executable, "-c", ATTACH, str(lavatar.home), cluster["address"], *SECRETS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as driver:  # type: ignore[call-overload]
+        try:
+            assert json.loads(driver.stdout.readline()) == SECRETS
+            (handed,) = (lavatar.home / "handed").iterdir()
+            assert stat.S_IMODE(handed.stat().st_mode) == 0o600
+            assert stat.S_IMODE(handed.parent.stat().st_mode) == 0o700
+            shown = [head.request(lavatar.home, head.current(lavatar.home), path) for path in SHOWN]  # type: ignore[arg-type]
+            assert "LAVATAR_HANDED" in json.dumps(shown), "Ray shows what it was told"
+            assert "s3cr3t" not in json.dumps(shown)
+            family = [psutil.Process(), *psutil.Process(driver.pid).children(recursive=True)]
+            family += [p for found in head._processes(lavatar.home) for p in (found, *found.children(recursive=True))]
+            assert not any("s3cr3t" in part for process in family for part in process.cmdline())
+        finally:
+            driver.communicate("\n", timeout=60)
+    assert not handed.exists()
+    assert [path for path in lavatar.home.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
+
+
+SHOWN = (
+    "/api/jobs/", "/api/v0/jobs?detail=true", "/api/v0/runtime_envs?detail=true", "/api/v0/workers?detail=true",
+    "/api/v0/tasks?detail=true",
+)  # fmt: skip
 
 
 @pytest.mark.timeout(1200)

@@ -12,13 +12,15 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from lavatar.cluster import session
-from lavatar.cluster.resources import Machine, Share, ray_options, share_of
+from lavatar.cluster.resources import Demand, Machine, Node, Share, ray_options, share_of
 from lavatar.configs.resources import StageResources
+from lavatar.errors import PlacementError
 from lavatar.training.checkpoint import latest
 
 AGENTS_LINGER = 100.0
@@ -166,17 +168,29 @@ def test_living_sessions_are_found_with_their_dashboards(tmp_path: Path) -> None
         folder.rmdir()
 
 
-def test_a_share_is_what_is_wanted_clipped_to_what_is_there() -> None:
-    laptop, cluster = Machine(2, 0, 2, 0), Machine(16, 4, 48, 12)
+def test_a_share_is_what_is_wanted_as_far_as_it_can_be_lowered() -> None:
+    laptop, cluster = Machine((Node(2),)), Machine((Node(16, 4, 60),) * 3)
     assert share_of(StageResources(cpus=1), laptop) == Share(1)
-    small = share_of(StageResources(cpus=8, gpus=1, workers=4, memory_gb=9), laptop)
-    assert small.memory_gb == 0
-    assert ray_options(small) == {"CPU": 2}
-    roomy = share_of(StageResources(cpus=1, gpus=1, memory_gb=4), Machine(2, 1, 2, 1, 8))
-    assert ray_options(roomy) == {"CPU": 1, "GPU": 1, "memory": 4 * 2**30}
-    assert (small.cpus, small.gpus, small.workers) == (2, 0, 1)
+    small = share_of(StageResources(cpus=8, gpus=1), laptop)
+    assert (small.cpus, small.gpus, ray_options(small)) == (2, 0, {"CPU": 2})
     assert any("on CPUs" in note for note in small.notes)
-    assert any("4 workers wanted, 1 run" in note for note in small.notes)
-    assert share_of(StageResources(cpus=4, gpus=1, workers=8), cluster, 8) == Share(4, 1, 8)
-    assert share_of(StageResources(cpus=4, gpus=1, workers=8), cluster, 6).workers == 6
-    assert share_of(StageResources(cpus=4, gpus=4, workers=8), cluster).workers == 3
+    roomy = share_of(StageResources(cpus=1, gpus=1, memory_gb=4), Machine((Node(2, 1, 8),)))
+    assert ray_options(roomy) == {"CPU": 1, "GPU": 1, "memory": 4 * 2**30}
+    assert share_of(StageResources(cpus=4, gpus=1, workers=12), cluster) == Share(4, 1, 12)
+    assert share_of(StageResources(cpus=2, gpus=0.25, workers=24), cluster).demand == Demand(48, 6)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"gpus": 8}, "a worker of pair asks for 8 GPUs, the largest node has 4"),
+        ({"memory_gb": 61}, "asks for 61 GB of memory, the largest node offers 60.0 GB"),
+        ({"workers": 13, "gpus": 1, "cpus": 1}, "13 workers of pair (1 CPU, 1 GPU each) are wanted, .* room for 12"),
+        ({"workers": 4, "gpus": 4, "cpus": 1}, "4 workers .* room for 3"),
+        ({"workers": 9, "memory_gb": 30}, "room for 6"),
+    ],
+)
+def test_what_can_never_be_placed_is_refused_with_the_reason(wanted: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PlacementError, match=reason.replace("(", r"\(").replace(")", r"\)")) as caught:
+        share_of(StageResources(**wanted), Machine((Node(16, 4, 60),) * 3), "pair")
+    assert "resources.pair." in caught.value.hint

@@ -126,13 +126,14 @@ def test_nodes_that_share_no_disk_get_whole_preprocessings(
     import ray
 
     from lavatar.cluster.parallel import RayMap
+    from lavatar.cluster.resources import Share
     from lavatar.cluster.stages import _options
 
     spec = dataset_spec(tmp_path, 3, small_recipe())
     monkeypatch.delenv("LAVATAR_STORE", raising=False)
-    assert "scheduling_strategy" not in _options(spec)[0]
+    assert "scheduling_strategy" not in _options(spec, Share(1.0))
     monkeypatch.setenv("LAVATAR_STORE", f"file://{tmp_path}/store")
-    chosen = _options(spec)[0]["scheduling_strategy"]
+    chosen = _options(spec, Share(1.0))["scheduling_strategy"]
     own = ray.get_runtime_context().get_node_id()
     assert chosen.node_id == own
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from lavatar.cluster.session import private_folder, token_of
+from lavatar.errors import UsageError
 from lavatar.platform.commands.ui import _dashboard, _free_port
 from lavatar.platform.home import Home
 
@@ -34,11 +37,55 @@ def test_ui_serves_mlflow_on_loopback_and_ends_with_its_command(tmp_path: Path) 
             assert b"MLflow" in page.read()
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
+        assert {ip for ip, _ in listening(family)} == {"127.0.0.1"}
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert psutil.wait_procs(family, timeout=10)[1] == []
     finally:
         process.kill()
+
+
+def listening(family: Iterable[psutil.Process]) -> set[tuple[str, int]]:
+    """Addresses and ports of these processes' sockets that listen."""
+    return {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_ui_beyond_loopback_says_what_is_exposed_and_shows_no_password(tmp_path: Path) -> None:
+    """The sockets are the real ones; the database's address is on no command line."""
+    url = f"sqlite:///{tmp_path / 'mlflow.db'}?password=s3cr3t"
+    environment = {**os.environ, "LAVATAR_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": url}
+    command = [sys.executable, "-m", "lavatar.platform.cli", "ui", "--port", "5377", "--host", "0.0.0.0"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        port = int(process.stdout.readline().rpartition(":")[2])
+        lines = iter(process.stderr.readline, "")
+        warning = next(line for line in lines if line.startswith("warning: "))
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert ("0.0.0.0", port) in listening(family)
+        assert f"MLflow listens on 0.0.0.0:{port} and asks for no password" in warning
+        assert not any("s3cr3t" in part for one in family for part in one.cmdline())
+        rebound = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):  # a page whose own name leads to our address
+            urllib.request.urlopen(rebound, timeout=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+    assert "s3cr3t" not in (tmp_path / "logs" / "mlflow-server.log").read_text()
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"192\.0\.2\.77 is no address of this machine"):
+        _free_port(5000, "192.0.2.77")
 
 
 def tell(tmp_path: Path, *arguments: str, **environment: str) -> str:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,8 @@ class FakeHandle:
     def cancel(self) -> None:
         self.cancelled.set()
 
+    def abandon(self) -> None: ...
+
     def _run(self) -> None:
         try:
             self._outcome = self.body(self)
@@ -194,7 +196,15 @@ class FakeRunner:
 
     bodies: dict[str, Body] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
+    slots: int = 1000
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def preflight(self, specs: Sequence[StageSpec]) -> list[str]:
+        return []
+
+    def admit(self, priority: int, ready: Sequence[StageSpec], running: Sequence[StageSpec]) -> list[str]:
+        """All of them, up to `slots` at once."""
+        return [spec.key for spec in ready][: max(0, self.slots - len(running))]
 
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None) -> FakeHandle:
         self.started.append(spec.name)

@@ -11,7 +11,7 @@ import pytest
 from lavatar.datasets import video
 from lavatar.datasets.container import NOT_A_VIDEO, require_whole
 from lavatar.errors import VideoError
-from tests.unit.video_files import counted_frames, number_of, write_video
+from tests.unit.video_files import counted_frames, number_of, write_video, write_with_sound
 
 
 @pytest.mark.parametrize(
@@ -180,28 +180,6 @@ def test_sound_may_outlast_the_pictures(tmp_path: Path, name: str, codec: str, s
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match="cut_"):
         require_whole(cut)
-
-
-def write_with_sound(path: Path, codec: str, sound: str, pictures: int, seconds: int) -> Path:
-    """One second of noise in 25 pictures, `seconds` of it to be heard."""
-    import av
-
-    rng = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
-        shown = container.add_stream(codec, rate=25, options={"b": "100k"})
-        shown.width, shown.height, shown.pix_fmt = 48, 32, "yuv420p"
-        heard = container.add_stream(sound, rate=48000, layout="mono")
-        for _ in range(pictures):
-            rgb = rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)
-            container.mux(shown.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        container.mux(shown.encode())
-        for i in range(50 * seconds):
-            noise = rng.normal(0, 3000, (1, 960)).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
-            frame.sample_rate, frame.pts = 48000, 960 * i
-            container.mux(heard.encode(frame))
-        container.mux(heard.encode())
-    return path
 
 
 @pytest.mark.parametrize("name", ["conversation.webm", "glasses.mp4", "grimaces.mp4", "newsreader.mp4"])

@@ -147,6 +147,20 @@ def test_a_trunk_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_far_too_long_does_not_fill_the_disk(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setitem(room.WEIGHTS, "toy", replace(room.WEIGHTS["toy"], bz2=packed))
+    endless = tmp_path / "endless"
+    content = bytes(4 * room.SLACK)
+    endless.write_bytes(bz2.compress(content) if packed else content)
+    assert endless.stat().st_size < 1000 or not packed, "a few bytes that unfold"
+    with pytest.raises(WeightsError, match="it goes on after"):
+        room.fetch("toy", url=endless.as_uri())
+    assert list(place.iterdir()) == []
+
+
 def test_what_comes_compressed_is_unpacked_and_then_checked(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

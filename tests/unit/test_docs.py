@@ -19,6 +19,7 @@ from lavatar.contracts import EXPRESSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD, CONVENTIONS = ROOT / "docs" / "METHOD.md", ROOT / "docs" / "CONVENTIONS.md"
+SECURITY = ROOT / "docs" / "SECURITY.md"
 
 
 def tables(path: Path) -> Iterator[dict[str, str]]:
@@ -62,11 +63,58 @@ def test_every_path_symbol_and_test_of_the_method_exists(row: dict[str, str]) ->
     assert path.is_file()
     module = row["file"].removesuffix(".py").replace("/", ".")
     value = look_up(row["symbol"].strip("`"), module)
-    test_file, test_name = row["test"].split("::")
-    tree = ast.parse((ROOT / test_file).read_text())
-    assert test_name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert_test_exists(row["test"])
     if "value" in row:
         assert value == ast.literal_eval(row["value"])
+
+
+def assert_test_exists(test: str) -> None:
+    """FILE::NAME, a test at the top of its file."""
+    file, _, name = test.partition("::")
+    tree = ast.parse((ROOT / file).read_text())
+    assert name.startswith("test_")
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("row", tables(SECURITY), ids=lambda row: row["attempt"])
+def test_every_line_of_the_threat_model_has_its_test(row: dict[str, str]) -> None:
+    assert row["attempt"]
+    assert row["what holds it"]
+    assert_test_exists(row["test"])
+
+
+def test_the_threat_model_speaks_of_each_reader_and_of_what_it_does_not_hold() -> None:
+    attempts = " ".join(row["attempt"] for row in tables(SECURITY))
+    for named in (
+        "token",
+        "MLflow",
+        "tar",
+        "picture",
+        "video",
+        "YAML",
+        "SQL",
+        "shell",
+        "pickle",
+        "checkpoint",
+        "--set",
+    ):
+        assert named in attempts
+    assert "## What is not held" in SECURITY.read_text()
+
+
+def test_every_property_test_is_in_the_threat_model() -> None:
+    """And so is every test of input from outside."""
+    text = SECURITY.read_text()
+    for file in ("test_outside_data.py", "test_outside_text.py"):
+        tree = ast.parse((ROOT / "tests" / "unit" / file).read_text())
+        given = {
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and any("given" in ast.unparse(d) for d in node.decorator_list)
+        }
+        assert len(given) > 5
+        missing = [name for name in given if f"{file}::{name}" not in text]
+        assert set(missing) <= {"test_any_json_as_metadata_is_refused", "test_what_is_read_is_what_safe_load_reads"}
 
 
 def test_every_test_named_in_the_text_exists() -> None:

@@ -62,7 +62,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunner]:
 
     monkeypatch.setattr(lavatar.cluster.stages, "StageRunner", opened)
     monkeypatch.setattr("lavatar.platform.jobs.Tracker", NoTracker)
-    monkeypatch.setattr("lavatar.platform.jobs.register", lambda *a: 1)
+    monkeypatch.setattr("lavatar.platform.registering.register", lambda *a: 1)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     return fake

@@ -11,7 +11,7 @@ import pytest
 
 from lavatar.contracts import StageKind, StageResult
 from lavatar.errors import FaceError, JobError, StageFailedError, UnknownSubjectError
-from lavatar.platform import jobs, ledger
+from lavatar.platform import jobs, ledger, registering
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.planned import make_plan, stored_plan
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("plain_digest", "home", "quick")
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")

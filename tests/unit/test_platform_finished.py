@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lavatar.errors import JobError
-from lavatar.platform import jobs
+from lavatar.platform import jobs, registering
 from lavatar.platform.finished import find_avatar, find_pair
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
@@ -28,7 +28,7 @@ World = tuple[Home, Registry, Plan]
 def world(tmp_path: Path, home: Path, plain_digest: None, monkeypatch: pytest.MonkeyPatch) -> World:
     """A finished job of A driven by B."""
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
     place, registry = fresh(tmp_path)

@@ -17,7 +17,7 @@ import pytest
 from lavatar.cluster.results import read_result, write_result
 from lavatar.contracts import Event, StageKind, StageResult
 from lavatar.errors import FaceError, Interrupted, JobError, StageBusyError, StageFailedError, StorageError
-from lavatar.platform import execution, jobs, ledger
+from lavatar.platform import execution, jobs, ledger, registering
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("plain_digest", "home", "no_mlflow")
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
 
@@ -107,7 +107,7 @@ def test_another_actor_shares_the_avatar(world: tuple[Home, Registry]) -> None:
     assert runner.started == ["preprocess:C", "pair:A<-C", "preview:A<-C"]
 
 
-def test_independent_stages_run_side_by_side_unless_in_this_process(world: tuple[Home, Registry]) -> None:
+def test_independent_stages_run_side_by_side_as_far_as_there_is_room(world: tuple[Home, Registry]) -> None:
     home, registry = world
 
     both = threading.Barrier(2)
@@ -121,8 +121,8 @@ def test_independent_stages_run_side_by_side_unless_in_this_process(world: tuple
         return finish(handle)
 
     run_job(office(home, registry, FakeRunner({"preprocess": together})), make_plan(home))
-    runner = FakeRunner({"preprocess": slow})
-    run_job(office(home, registry, runner), make_plan(home, "C", "D", "resources.backend=inline"))
+    runner = FakeRunner({"preprocess": slow}, slots=1)
+    run_job(office(home, registry, runner), make_plan(home, "C", "D"))
     (a0, a1), (b0, b1) = runner.spans["preprocess:C"], runner.spans["preprocess:D"]
     assert a1 <= b0 or b1 <= a0
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from lavatar.contracts import StageKind
 from lavatar.errors import ConfigError, Interrupted, JobError, StageFailedError, UsageError
-from lavatar.platform import jobs
+from lavatar.platform import jobs, registering
 from lavatar.platform.commands.evaluate import run_of
 from lavatar.platform.finished import find_avatar, find_pair
 from lavatar.platform.home import Home
@@ -46,7 +46,7 @@ World = tuple[Home, Registry]
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
     return fresh(tmp_path)
@@ -198,7 +198,8 @@ def test_a_registry_of_before_keeps_its_pairs(tmp_path: Path) -> None:
     ledger.store_plan(registry, home, plan, "x")
     with registry.write() as session:  # back to what revision 0001 made
         session.execute(sa.text("DROP TABLE job_pairs"))
-        session.execute(sa.text("ALTER TABLE jobs DROP COLUMN cancel"))
+        for column in ("cancel", "priority"):
+            session.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column}"))
         for column in ("avatar_digest", "actor_digest"):
             session.execute(sa.text(f"ALTER TABLE jobs ADD COLUMN {column} VARCHAR(80) NOT NULL DEFAULT 'd'"))
         for column in ("avatar", "actor"):

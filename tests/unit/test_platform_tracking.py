@@ -192,7 +192,7 @@ def test_trouble_later_is_a_warning(tracker: Tracker) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch, mlhome: Home, plain_digest: None) -> None:
     """Jobs of any home use the one tracking database; models are not what these tests are about."""
     monkeypatch.setattr(TRACKING, mlhome.tracking_uri)
-    monkeypatch.setattr("lavatar.platform.jobs.register", lambda *a: None)
+    monkeypatch.setattr("lavatar.platform.registering.register", lambda *a: None)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
 
 

@@ -14,7 +14,7 @@ from platform_fakes import FakeHandle, FakeRunner, NoTracker, finish, fresh, off
 
 from lavatar.contracts import StageKind, StageResult
 from lavatar.errors import StageFailedError
-from lavatar.platform import jobs, planning
+from lavatar.platform import jobs, planning, registering
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.planning import Plan
@@ -30,7 +30,7 @@ World = tuple[Home, Registry]
 @pytest.fixture(autouse=True)
 def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
 

@@ -41,6 +41,26 @@ def write_video(
     return path
 
 
+def write_with_sound(path: Path, codec: str, sound: str, pictures: int, seconds: int) -> Path:
+    """One second of noise in 25 pictures, `seconds` of it to be heard."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        shown = container.add_stream(codec, rate=25, options={"b": "100k"})
+        shown.width, shown.height, shown.pix_fmt = 48, 32, "yuv420p"
+        heard = container.add_stream(sound, rate=48000, layout="mono")
+        for _ in range(pictures):
+            rgb = rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)
+            container.mux(shown.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(shown.encode())
+        for i in range(50 * seconds):
+            noise = rng.normal(0, 3000, (1, 960)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48000, 960 * i
+            container.mux(heard.encode(frame))
+        container.mux(heard.encode())
+    return path
+
+
 def counted_frames(count: int, width: int = 96, height: int = 64) -> list[np.ndarray]:
     """Frames whose grey level says their number: 4 levels a frame survive a codec."""
     frames = []

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from lavatar.platform.tables import Subject
 
 
-def run_plan(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject], as_json: bool) -> None:
+def run_plan(
+    home: Home,
+    registry: Registry,
+    plan: Plan,
+    people: Sequence[Subject],
+    as_json: bool,
+    priority: int | None = None,
+) -> None:
     """Bring the job of `plan` to its end and answer with its report. Raises what `run_job` raises."""
     from lavatar.platform.execution import Office
     from lavatar.platform.jobs import run_job
@@ -42,7 +49,7 @@ def run_plan(home: Home, registry: Registry, plan: Plan, people: Sequence[Subjec
             display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
             for text in warm_texts(plan):
                 display.message(text)
-            run_job(office, plan)
+            run_job(office, plan, priority)
         except LavatarError as error:
             if as_json and job_known(registry, plan.job_id):
                 answer_json(
@@ -59,7 +66,14 @@ def run_plan(home: Home, registry: Registry, plan: Plan, people: Sequence[Subjec
             answer(report_text(result))
 
 
-def hand_over(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject], as_json: bool) -> None:
+def hand_over(
+    home: Home,
+    registry: Registry,
+    plan: Plan,
+    people: Sequence[Subject],
+    as_json: bool,
+    priority: int | None = None,
+) -> None:
     """Give the job of `plan` to the cluster that is up and say where to look for it."""
     from lavatar.platform.detached import detach
     from lavatar.platform.output import note
@@ -67,7 +81,7 @@ def hand_over(home: Home, registry: Registry, plan: Plan, people: Sequence[Subje
 
     for subject in people:
         require_unchanged(subject)
-    cluster, name = detach(home, registry, plan, note)
+    cluster, name = detach(home, registry, plan, note, priority)
     if as_json:
         answer_json({"job": plan.job_id, "ray_job": name, "address": cluster.address, "dashboard": cluster.dashboard})
     elif name is None:

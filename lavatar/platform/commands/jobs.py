@@ -29,7 +29,7 @@ def list_(as_json: bool) -> None:
     release_dead(registry)
     rows = list_jobs(registry)
     if as_json:
-        fields = ("id", "avatar", "actor", "state", "created", "ended", "seconds", "message")
+        fields = ("id", "avatar", "actor", "state", "created", "ended", "seconds", "message", "priority")
         answer_json({"jobs": [{**{f: getattr(j, f) for f in fields}, "recipe": j.recipe_name} for j in rows]})
     elif rows:
         cells = [(j.id, j.avatar, j.actor, j.recipe_name, j.state, _when(j.created), j.message) for j in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @recipe_options(default="tiny")
 @click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
 @click.option("--detach", is_flag=True, help="Hand the job to the cluster that is up (lavatar cluster up) and return.")
+@click.option("--priority", type=int, help="Its stages start before those of jobs of a lower one.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
 @json_option
 def submit(
@@ -40,6 +42,7 @@ def submit(
     overrides: tuple[str, ...],
     cold: bool,
     detach: bool,
+    priority: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -68,7 +71,8 @@ def submit(
         _show_plan(home, registry, plan, as_json)
         return
     people = [add_subject(registry, subject)[0] for subject in found.values()]
-    hand_over(home, registry, plan, people, as_json) if detach else run_plan(home, registry, plan, people, as_json)
+    bring = hand_over if detach else run_plan
+    bring(home, registry, plan, people, as_json, priority)
 
 
 def named_pairs(
@@ -90,21 +94,22 @@ def named_pairs(
 
 def read_pairs(file: Path) -> list[tuple[str, str]]:
     """The pairs that a YAML file lists. Raises UsageError, naming the entry that is wrong."""
-    import yaml
+    from lavatar.configs.yamltext import MOST_CHARACTERS, read_yaml
 
     way_out = "Write a list: - {avatar: ada, actor: bruna}"
     try:
-        entries = yaml.safe_load(file.read_text())
+        with file.open() as stream:
+            entries = read_yaml(stream.read(MOST_CHARACTERS + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}", way_out) from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is no YAML: {' '.join(str(error).split())}", way_out) from None
+    except ValueError as error:
+        raise UsageError(f"{file} is no YAML: {error}", way_out) from None
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"{file} is no list of pairs", way_out)
     for number, entry in enumerate(entries, 1):
         names = entry.values() if isinstance(entry, dict) and set(entry) == {"avatar", "actor"} else ()
         if not names or not all(isinstance(name, str) and name for name in names):
-            raise UsageError(f"{file}: entry {number} is no pair: {str(entry)[:80]!r}", way_out)
+            raise UsageError(f"{file}: entry {number} is no pair: {reprlib.repr(entry)}", way_out)
     return [(entry["avatar"], entry["actor"]) for entry in entries]
 
 

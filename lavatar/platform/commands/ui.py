@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -11,29 +12,39 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from ipaddress import ip_address
 from typing import Any
 
 import click
 
-from lavatar.errors import JobError
+from lavatar.errors import JobError, UsageError
+from lavatar.masking import masked
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, note, reserved
 from lavatar.platform.signals import terminate_as_interrupt
 
 _START_SECONDS = 90.0
+_LOOPBACK = "127.0.0.1"
 _CPUS = 4  # with fewer a job serves no dashboard by itself
 _DASHBOARD_ON = "--set resources.dashboard=true"
 
 
 @click.command()
-@click.option("--port", default=5000, show_default=True, help="Of MLflow's page; the next free one if it is taken.")
+@click.option(
+    "--port",
+    default=5000,
+    type=click.IntRange(1, 65_000),
+    show_default=True,
+    help="Of MLflow's page; the next free one if it is taken.",
+)
+@click.option("--host", default=_LOOPBACK, show_default=True, help="Address of this machine that MLflow listens on.")
 @json_option
-def ui(port: int, as_json: bool) -> None:
+def ui(port: int, host: str, as_json: bool) -> None:
     """Show runs and models in the browser (MLflow).
 
-    Serves on this machine only, until Ctrl-C. Prints its address and, while a cluster runs, that of Ray's dashboard and
-    the file of the token that it asks for.
+    Serves on this machine only unless --host is given, until Ctrl-C. Prints its address and, while a cluster runs, that
+    of Ray's dashboard and the file of the token that it asks for.
     """
     home = Home.from_environment().ensure()
     uri = home.tracking_uri
@@ -45,17 +56,19 @@ def ui(port: int, as_json: bool) -> None:
     with reserved():
         note("starting MLflow …")
         connect(home)
-        port = _free_port(port)
+        port = _free_port(port, host)
         with terminate_as_interrupt():
-            _serve(home, uri, port, as_json)
+            _serve(home, uri, host, port, as_json)
 
 
-def _serve(home: Home, uri: str, port: int, as_json: bool) -> None:
+def _serve(home: Home, uri: str, host: str, port: int, as_json: bool) -> None:
     """Until the server ends, or this process is told to: then it ends with it."""
-    server = _start(home, uri, port)
+    server = _start(home, uri, host, port)
     try:
-        _wait(server, port)
-        _tell(home, f"http://127.0.0.1:{port}", as_json)
+        page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _wait(server, page)
+        _tell(home, page, as_json)
+        _warn(host, server)
         note("Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             server.wait()
@@ -63,21 +76,49 @@ def _serve(home: Home, uri: str, port: int, as_json: bool) -> None:
         _stop(server)
 
 
-def _start(home: Home, uri: str, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--registry-store-uri", uri]
-    command += ["--artifacts-destination", home.mlartifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1"]
+def _start(home: Home, uri: str, host: str, port: int) -> subprocess.Popen[bytes]:
+    """MLflow's server. The database's address goes by the environment: everybody on the machine sees a command line."""
+    command = [sys.executable, "-m", "mlflow", "server", "--artifacts-destination", home.mlartifacts.as_uri()]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": uri}
+    if not _everywhere(host):  # else MLflow takes the names that browsers use inside a network
+        names = (host, f"{host}:*") if ":" not in host else (f"[[]{host}]", f"[[]{host}]:*")
+        environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", ",".join(("localhost", "localhost:*", *names)))
     with (home.root / "logs" / "mlflow-server.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env={**os.environ})
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
 
-def _wait(server: subprocess.Popen[bytes], port: int) -> None:
+def _warn(host: str, server: subprocess.Popen[bytes]) -> None:
+    """On standard error: what other machines can reach now, told from the sockets."""
+    import psutil
+
+    family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    sockets = {
+        f"{connection.laddr.ip}:{connection.laddr.port}"
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and not ip_address(connection.laddr.ip).is_loopback
+    }
+    if sockets:
+        note(
+            f"warning: MLflow listens on {', '.join(sorted(sockets))} and asks for no password: whoever reaches it can "
+            "read, change and delete every run, picture and model of this home, and put a model there that runs code "
+            "where it is loaded. Nothing is encrypted. Keep it inside a network that you trust, or leave --host out "
+            "and come by ssh -L."
+        )
+
+
+def _everywhere(host: str) -> bool:
+    return host in ("0.0.0.0", "::")
+
+
+def _wait(server: subprocess.Popen[bytes], page: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise JobError("MLflow's server did not start", "See logs/mlflow-server.log in the home folder.")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            with urllib.request.urlopen(f"{page}/health", timeout=2):
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.3)
@@ -98,14 +139,16 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _free_port(port: int) -> int:
+def _free_port(port: int, host: str = _LOOPBACK) -> int:
     for candidate in range(port, port + 50):
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
+                probe.bind((host, candidate))
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    continue
+                raise UsageError(f"{host} is no address of this machine", "Give one of its own, or none.") from None
             return candidate
     raise JobError(f"no port from {port} to {port + 49} is free", "Give another: lavatar ui --port N")
 
@@ -114,9 +157,9 @@ def _tell(home: Home, mlflow: str, as_json: bool) -> None:
     """Both addresses, and what Ray's dashboard asks for."""
     ray = _dashboard(home)
     if as_json:
-        answer_json({"mlflow": mlflow, "ray": ray})
+        answer_json({"mlflow": masked(mlflow), "ray": ray})
         return
-    answer(f"MLflow: {mlflow}")
+    answer(f"MLflow: {masked(mlflow)}")
     answer(f"Ray dashboard: {ray['dashboard'] or ray['text']}")
     if ray["dashboard"]:
         answer(f"Ray token: {ray['text']}")

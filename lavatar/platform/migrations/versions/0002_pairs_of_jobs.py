@@ -10,6 +10,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+COLUMNS = "avatar, actor, avatar_digest, actor_digest"
+
 
 def upgrade() -> None:
     op.create_table(
@@ -27,8 +29,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_job_pairs_avatar"), "job_pairs", ["avatar"], unique=False)
     op.create_index(op.f("ix_job_pairs_actor"), "job_pairs", ["actor"], unique=False)
-    columns = "avatar, actor, avatar_digest, actor_digest"
-    op.execute(f"INSERT INTO job_pairs (job_id, {columns}) SELECT id, {columns} FROM jobs")
+    op.execute(f"INSERT INTO job_pairs (job_id, {COLUMNS}) SELECT id, {COLUMNS} FROM jobs")
     op.drop_index(op.f("ix_jobs_avatar"), table_name="jobs")
     op.drop_index(op.f("ix_jobs_actor"), table_name="jobs")
     op.drop_column("jobs", "avatar_digest")
