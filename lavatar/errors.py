@@ -13,7 +13,8 @@
     ├── WeightsError                a pretrained file is missing or is not what it should be
     ├── StorageError                disk full, folder not writable
     ├── TrainingError               a loss that is not finite, a worker that cannot go on
-    │   └── CheckpointError         no usable checkpoint where one is needed
+    │   ├── CheckpointError         no usable checkpoint where one is needed
+    │   └── OutOfMemoryError        a batch that does not fit into the memory there is
     ├── JobError                    job and stage bookkeeping
     │   ├── UnknownJobError         no job of that id
     │   ├── StageBusyError          another process owns the stage
@@ -101,6 +102,10 @@ class TrainingError(LavatarError):
 
 class CheckpointError(TrainingError):
     """No usable checkpoint where one is needed."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The memory of the machine or of its GPU is too small for the batch."""
 
 
 class JobError(LavatarError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavatar.cluster.logs import log_path, note
+from lavatar.cluster.memory import memory_notes
 from lavatar.cluster.plans import RELEASE, Phase, PlanFactory, TrainingPlan, Worker
 from lavatar.cluster.results import write_result
 from lavatar.cluster.store import TRAINED, earlier_result, fetch_inputs, open_store, with_videos
@@ -64,7 +65,10 @@ def stopped(spec: StageSpec) -> Interrupted:
 
 
 def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body] | None = None) -> StageResult:
-    """Runs the stage and marks it as finished, here and in the store; one that was finished before is not run again."""
+    """Runs the stage and marks it as finished, here and in the store; one that was finished before is not run again.
+
+    Raises ShardError where a dataset that it reads is damaged.
+    """
     store = open_store(spec.home, partial(note, log_path(spec)))
     kept = earlier_result(spec, store)
     if kept is not None:
@@ -110,13 +114,17 @@ def _dropped(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def avatar_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards → latent head NeRF (Sec. 3)."""
-    return StageResult({"release": spec.out_dir / RELEASE}, context.train(avatar_plan))
+    _require_data(spec)
+    figures = context.train(avatar_plan)
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, memory_notes(figures))
 
 
 def pair_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards of both, avatar → Y-network, mapping MLP (Sec. 4): two trainings in one worker."""
+    _require_data(spec)
     figures = context.train(pair_plan)
-    return StageResult({"release": spec.out_dir / RELEASE}, figures, _warm_notes(figures.get("ynet", {}).get("warm")))
+    notes = (*memory_notes(figures), *_warm_notes(figures.get("ynet", {}).get("warm")))
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, notes)
 
 
 def _warm_notes(warm: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -133,17 +141,29 @@ def shared_body(spec: StageSpec, context: Context) -> StageResult:
     """Shards of all, avatars → one Y-network, a mapping MLP for each avatar (Sec. 7)."""
     from lavatar.cluster.shared import shared_plan
 
-    return StageResult({"release": spec.out_dir / RELEASE}, context.train(shared_plan))
+    _require_data(spec)
+    figures = context.train(shared_plan)
+    return StageResult({"release": spec.out_dir / RELEASE}, figures, memory_notes(figures))
 
 
 def preview_body(spec: StageSpec, context: Context) -> StageResult:
     """Releases → mp4, still, figures."""
     from lavatar.inference.preview import make_preview
 
+    _require_data(spec)
     with ExitStack() as stack:
         metrics = context.metrics() if context.metrics else NullSink()
         stack.callback(metrics.close)
         return make_preview(spec, Heeding(spec, context), metrics, context.device)
+
+
+def _require_data(spec: StageSpec) -> None:
+    """Every tar that the stage will read is still the one that preprocessing wrote."""
+    from lavatar.datasets.shards import require_whole
+
+    for role, folder in spec.inputs.items():
+        if role.partition("/")[0].endswith("dataset"):
+            require_whole(folder)
 
 
 BODIES: Mapping[StageKind, Body] = {
@@ -216,10 +236,11 @@ def pair_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
 
 
 def _store(folder: Path, image_size: int, cache_mb: int, events: EventSink, spec: StageSpec) -> Any:
-    """The training frames of a dataset, at the size they are trained at."""
+    """The training frames of a dataset, at the size they are trained at. One that is damaged ends the stage: it was
+    whole when it was written, and is made again."""
     from lavatar.datasets.loader import FrameStore
 
-    return FrameStore(folder, image_size, "train", cache_mb, events=events, stage=spec.name)
+    return FrameStore(folder, image_size, "train", cache_mb, max_bad=0, events=events, stage=spec.name)
 
 
 def _perceptual(worker: Worker) -> Any:

@@ -105,15 +105,16 @@ def _forget_dead(folder: Path) -> None:
             if time.time() - path.stat().st_mtime > _WAITED_SECONDS:
                 path.unlink()
     for path in folder.glob(f"{platform.node()}-*.json"):
-        number = path.stem.rpartition("-")[2]
-        if number.isdigit() and not alive(int(number)):
+        if not alive(path.stem.rpartition("-")[2]):
             path.unlink(missing_ok=True)
 
 
-def alive(pid: int) -> bool:
-    """Whether there is a process of that number on this machine."""
+def alive(pid: int | str) -> bool:
+    """Whether there is a process of that number on this machine, or it is no number."""
     try:
-        os.kill(pid, 0)
+        os.kill(int(pid), 0)
+    except ValueError:
+        return True
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -1,7 +1,9 @@
 """A Ray cluster that outlives the command that started it: a head on this machine, nodes of other machines that join.
 
-Ray's files, its token and the record of what runs lie in HOME/ray. Head and dashboard listen on loopback alone unless
-they are given another address. Imports no ray: what is asked of a running cluster goes over its dashboard's REST API.
+Its token and the record of where it runs lie in HOME/ray, which machines that share the home all read. Head and
+dashboard listen on loopback alone unless they are given another address. Imports no ray: what is asked of a running
+cluster goes over its dashboard's REST API. A cluster that something else started (KubeRay, Ray's cluster launcher) is
+named by Ray's own variables RAY_ADDRESS and RAY_API_SERVER_ADDRESS.
 """
 
 from __future__ import annotations
@@ -9,25 +11,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lavatar.cluster import session
+from lavatar.cluster import node, session
+from lavatar.cluster.node import LOOPBACK
+from lavatar.cluster.node import processes as _processes
 from lavatar.errors import JobError, UsageError
 
-LOOPBACK = "127.0.0.1"
-DASHBOARD_PORT = 8265
-START_SECONDS = 180.0
-STOP_SECONDS = 15.0
-RECORD, FOLDER = "cluster.json", "c"
+PORT, DASHBOARD_PORT = 6379, 8265
+ANSWER_SECONDS = 5.0
+RECORD = "cluster.json"
+_TOKEN_HINT = "Copy the file that `lavatar cluster status` names there to here, and: export RAY_AUTH_TOKEN_PATH=FILE"
 
 
 @dataclass(frozen=True)
@@ -51,53 +52,64 @@ def up(
     present = current(home)
     if present:
         return present, False
-    port = _free_port(host, dashboard_port)
-    options = ["--head", "--port=0", "--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
-    if host != LOOPBACK:
-        options.append(f"--node-ip-address={host}")
-    _start(home, options, cpus, gpus, loopback=host == LOOPBACK)
-    folder = session.private_folder(home)
-    address = (folder / FOLDER / "ray_current_cluster").read_text().strip()
+    if _processes(home):
+        raise UsageError("a node of this home runs here, or what is left of a head", "End it: lavatar cluster down")
+    port = node.free_port(host, dashboard_port)
+    options = ["--head", "--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
+    options += ["--port=0" if host == LOOPBACK else f"--port={node.free_port('', PORT)}"]
+    session.prepare_environment(home, session.token_of(home))
+    folder = node.start(home, options, host, cpus, gpus)
+    address = (folder / "ray_current_cluster").read_text().strip()
     head = Head(address, f"http://{host}:{port}", host)
-    (folder / RECORD).write_text(json.dumps(asdict(head)))
+    _record(home).write_text(json.dumps(asdict(head)))
     _wait_for_jobs_api(home, head)
     return head, True
 
 
-def join(home: Path, address: str, *, cpus: int | None = None, gpus: int | None = None) -> None:
-    """Makes this machine a node of the cluster at `address`, whose token is in RAY_AUTH_TOKEN_PATH."""
-    if _processes(home):
-        raise UsageError("a head or a node of this home runs already", "End it first: lavatar cluster down")
-    if "RAY_AUTH_TOKEN" not in os.environ and not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
-        raise UsageError(
-            "the token of the cluster is not known here",
-            "Copy the file that `lavatar cluster status` names there to here, and: export RAY_AUTH_TOKEN_PATH=FILE",
-        )
-    _start(home, [f"--address={address}"], cpus, gpus, loopback=address.startswith(LOOPBACK))
+def join(
+    home: Path, address: str | None = None, *, host: str | None = None, cpus: int | None = None, gpus: int | None = None
+) -> str:
+    """Makes this machine a node of the cluster at `address` (default: this home's), which is returned.
+
+    `host` is the address of this machine that the others reach; default: the one that looks at the head. The token
+    is that of the home, or in RAY_AUTH_TOKEN_PATH. Raises UsageError, JobError.
+    """
+    if running_here(home):
+        raise UsageError("a head or a node of this home runs here already", "End it first: lavatar cluster down")
+    if address is None:
+        head = current(home)
+        if head is None or not head.address:
+            raise UsageError(
+                "no cluster of this home answers, and no address was given",
+                "Start one (lavatar cluster up --host ADDRESS), or name it: lavatar cluster join HOST:PORT",
+            )
+        address = head.address
+    if "RAY_AUTH_TOKEN" not in os.environ and not token_file(home).is_file():
+        raise UsageError("the token of the cluster is not known here", _TOKEN_HINT)
+    session.prepare_environment(home, token_file(home))
+    node.start(home, [f"--address={address}"], host or node.way_to(address), cpus, gpus)
+    return address
 
 
 def down(home: Path) -> int:
     """Ends what `up` and `join` started on this machine, and nothing else; how many processes that were."""
-    import psutil
-
-    family = {process.pid: process for found in _processes(home) for process in (found, *_children(found))}
-    for stop in ("terminate", "kill"):
-        for process in family.values():
-            with contextlib.suppress(psutil.Error):
-                getattr(process, stop)()
-        psutil.wait_procs(list(family.values()), timeout=STOP_SECONDS)
-    (session.private_folder(home) / RECORD).unlink(missing_ok=True)
-    session.remove_ended(session.private_folder(home) / FOLDER)
-    return len(family)
+    led = node.has_head(home)
+    ended = node.end(home)
+    if led or current(home) is None:  # not the record of a head elsewhere, whose node this was
+        _record(home).unlink(missing_ok=True)
+    return ended
 
 
 def current(home: Path) -> Head | None:
-    """The head of this home that runs now."""
+    """The cluster that RAY_API_SERVER_ADDRESS names, else the head of this home that runs now, here or elsewhere."""
+    named = os.environ.get("RAY_API_SERVER_ADDRESS", "").rstrip("/")
+    if named:
+        return Head(os.environ.get("RAY_ADDRESS", ""), named, urllib.parse.urlsplit(named).hostname or "")
     try:
-        head = Head(**json.loads((session.root_of(home) / RECORD).read_text()))
+        head = Head(**json.loads(_record(home).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return head if any("gcs_server" in " ".join(found.info["cmdline"]) for found in _processes(home)) else None
+    return head if node.has_head(home) or (head.host != LOOPBACK and _answers(head)) else None
 
 
 def address_for(home: Path) -> str | None:
@@ -108,17 +120,44 @@ def address_for(home: Path) -> str | None:
     head = current(home)
     if head is None:
         return None
-    session.prepare_environment(home, session.token_of(home))
+    if not head.address:
+        raise UsageError(
+            f"RAY_API_SERVER_ADDRESS names the cluster at {head.dashboard}, but not where its drivers connect",
+            "Add --detach, or say it too: export RAY_ADDRESS=HOST:PORT",
+        )
+    session.prepare_environment(home, token_file(home))
     return head.address
 
 
+def running_here(home: Path) -> bool:
+    """Whether a head or a node of this home runs on this machine."""
+    return bool(_processes(home))
+
+
 def nodes(home: Path, head: Head) -> list[dict[str, Any]]:
-    """What the cluster consists of: address, whether it is alive, and its resources, a node each."""
+    """What the cluster consists of: each node's address, whether it is the head, whether it is alive, its resources."""
     found = request(home, head, "/api/v0/nodes?detail=true")["data"]["result"]["result"]
     return [
-        {"address": node["node_ip"], "alive": node["state"] == "ALIVE", "resources": node.get("resources_total") or {}}
-        for node in found
+        {
+            "address": one["node_ip"],
+            "head": bool(one.get("is_head_node")),
+            "alive": one["state"] == "ALIVE",
+            "resources": one.get("resources_total") or {},
+        }
+        for one in found
     ]
+
+
+def wait_for(home: Path, head: Head, count: int, seconds: float = node.START_SECONDS) -> None:
+    """Until `count` nodes are alive. Raises JobError: they are not after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (alive := sum(one["alive"] for one in nodes(home, head))) < count:
+        if time.monotonic() > deadline:
+            raise JobError(
+                f"{alive} of {count} nodes are alive after {seconds:g} s",
+                "See what `lavatar cluster join` said on the machines that are missing.",
+            )
+        time.sleep(0.5)
 
 
 def submit(home: Path, head: Head, submission_id: str, entrypoint: str, environment: Mapping[str, str]) -> str:
@@ -132,8 +171,8 @@ def submit(home: Path, head: Head, submission_id: str, entrypoint: str, environm
 
 
 def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
-    """One call of the dashboard's REST API, with this home's token. Raises JobError."""
-    token = os.environ.get("RAY_AUTH_TOKEN") or token_file(home).read_text().strip()
+    """One call of the dashboard's REST API, with this home's token. Raises JobError, UsageError without a token."""
+    token = _token(home)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     try:
@@ -150,7 +189,17 @@ def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
 
 def token_file(home: Path) -> Path:
     """The file that holds the cluster's token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or session.root_of(home) / "token")
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or session.shared_of(home) / "token")
+
+
+def _token(home: Path) -> str:
+    given = os.environ.get("RAY_AUTH_TOKEN")
+    try:
+        return given or token_file(home).read_text().strip()
+    except OSError as error:
+        raise UsageError(
+            f"the cluster's token cannot be read from {token_file(home)}: {error.strerror}", _TOKEN_HINT
+        ) from None
 
 
 class _NotFollowed(urllib.request.HTTPRedirectHandler):
@@ -176,74 +225,29 @@ def _known(home: Path, head: Head, submission_id: str) -> bool:
     return True
 
 
-def _start(home: Path, options: list[str], cpus: int | None, gpus: int | None, *, loopback: bool) -> None:
-    """`ray start` with our folder, token and limits."""
-    folder = session.private_folder(home)
-    session.prepare_environment(home, session.token_of(home))
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--temp-dir={folder / FOLDER}"]
-    command += ["--disable-usage-stats", "--dashboard-agent-listen-port=0", f"--num-cpus={cpus or os.cpu_count()}"]
-    command += [f"--object-store-memory={session.OBJECT_STORE_BYTES}"]
-    command += [f"--num-gpus={gpus}"] if gpus is not None else []
-    environment = {**os.environ, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {})}
-    log = folder / "cluster.log"
-    with log.open("wb") as stream:
-        try:
-            code = subprocess.run(
-                command, stdout=stream, stderr=stream, env=environment, timeout=START_SECONDS, start_new_session=True
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-    if code != 0:
-        down(home)
-        how = "did not start in time" if code is None else "could not be started"
-        raise JobError(f"Ray {how}: {_last_line(log)}", f"What it said is in {log}.")
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
-
-
 def _wait_for_jobs_api(home: Path, head: Head) -> None:
     """Until an agent takes jobs: the head answers before it."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + node.START_SECONDS
     while True:
-        try:
-            if any(node["alive"] for node in nodes(home, head)):
+        with contextlib.suppress(JobError, KeyError):
+            if any(one["alive"] for one in nodes(home, head)):
                 request(home, head, "/api/jobs/")
                 return
-        except (JobError, KeyError):
-            pass
         if time.monotonic() > deadline:
-            raise JobError("Ray's dashboard does not answer", f"Its logs are in {session.root_of(home) / FOLDER}.")
+            raise JobError("Ray's dashboard does not answer", "End what is there: lavatar cluster down")
         time.sleep(0.5)
 
 
-def _free_port(host: str, port: int) -> int:
-    for candidate in range(port, port + 50):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, candidate))
-            return candidate
-    raise JobError(f"no port from {port} to {port + 49} is free at {host}", "Give another: --dashboard-port N")
+def _record(home: Path) -> Path:
+    return session.shared_of(home) / RECORD
 
 
-def _processes(home: Path) -> list[Any]:
-    """Ray's processes on this machine whose files lie in this home's folder."""
-    import psutil
-
-    mark, own = str(session.root_of(home) / FOLDER), os.getuid()
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "uids"])
-        if process.info["uids"] and process.info["uids"].real == own and process.pid != os.getpid()
-        and any(mark in part for part in process.info["cmdline"] or ())
-    ]  # fmt: skip
-
-
-def _children(process: Any) -> list[Any]:
-    import psutil
-
+def _answers(head: Head) -> bool:
+    """Whether something speaks HTTP there; the token is not shown to it yet."""
     try:
-        return list(process.children(recursive=True))
-    except psutil.Error:
-        return []
+        urllib.request.urlopen(head.dashboard, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

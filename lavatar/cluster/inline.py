@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from lavatar.cluster.bodies import Body, Context, run_body, stopped
 from lavatar.cluster.logs import log_path, noted
+from lavatar.cluster.memory import batch_too_large, out_of_memory, train_within_memory
 from lavatar.cluster.plans import PlanFactory, Worker, run_plan
 from lavatar.cluster.store import brought
 from lavatar.configs.recipe import Recipe
@@ -73,10 +75,20 @@ class InlineHandle:
             yield function(item)
 
     def _train(self, plan: PlanFactory) -> dict[str, Any]:
+        def say(text: str) -> None:
+            self.emit(Event(self._spec.name, text, level="warning"))
+
+        return train_within_memory(self._spec, 1, partial(self._train_once, plan), say)
+
+    def _train_once(self, plan: PlanFactory, spec: StageSpec) -> dict[str, Any]:
         metrics = self._metrics() if self._metrics else NullSink()
         try:
-            worker = Worker(device=device_of(self._spec))
-            return run_plan(plan(self._spec, self), self._spec, worker, metrics, self, self._cancelled.is_set)
+            worker = Worker(device=device_of(spec))
+            return run_plan(plan(spec, self), spec, worker, metrics, self, self._cancelled.is_set)
+        except Exception as error:
+            if out_of_memory(error) and not isinstance(error, LavatarError):
+                raise batch_too_large(error) from error
+            raise
         finally:
             metrics.close()
 

@@ -2,12 +2,16 @@
 
 One small Ray actor for all stages of a runner. A process posts its events in batches from a thread of its own and
 learns with each post whether the stage was cancelled, so the training itself never waits for a message.
+
+The driver gives a sign of life now and then. Without one its stages stop, with a checkpoint, before its leases run out:
+another driver may go on then, and two must not train at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import defaultdict, deque
 from types import TracebackType
 from typing import Any, Self
@@ -19,17 +23,21 @@ from lavatar.errors import LavatarError
 
 POST_SECONDS = 0.3
 MOST_WAITING = 10_000
+SILENCE_SECONDS = 40.0
+"""How long a driver may say nothing; less than a lease (a test compares the two)."""
 
 
 class Mailbox:
-    """Events, cancels and failures by stage key. Runs as an actor."""
+    """Events, cancels and failures by stage key, and when the driver was last heard. Runs as an actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence: float = SILENCE_SECONDS) -> None:
+        self._silence, self._heard = silence, time.monotonic()
         self._events: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=MOST_WAITING))
         self._cancelled: set[str] = set()
         self._started: set[str] = set()
         self._failures: dict[str, LavatarError] = {}
         self._figures: dict[str, dict[str, Any]] = {}
+        self._kills: dict[tuple[str, str], int] = {}
 
     def begin(self, key: str) -> None:
         """A new attempt at the stage: what an earlier one left is forgotten."""
@@ -37,12 +45,17 @@ class Mailbox:
         self._started.discard(key)
         self._failures.pop(key, None)
         self._figures.pop(key, None)
+        self._kills = {place: kills for place, kills in self._kills.items() if place[0] != key}
         self._events[key].clear()
+
+    def hear(self) -> None:
+        """The driver is alive."""
+        self._heard = time.monotonic()
 
     def post(self, key: str, events: list[Event]) -> bool:
         """Takes events in; True if the stage is to stop."""
         self._events[key].extend(events)
-        return key in self._cancelled
+        return key in self._cancelled or time.monotonic() - self._heard > self._silence
 
     def take(self) -> dict[str, list[Event]]:
         """What came in since the last call, by stage."""
@@ -69,6 +82,17 @@ class Mailbox:
     def failure(self, key: str) -> LavatarError | None:
         return self._failures.get(key)
 
+    def forgive(self, key: str) -> None:
+        """The stage is tried again in another way."""
+        self._failures.pop(key, None)
+
+    def killed(self, key: str, node: str, kills: int) -> bool:
+        """A training worker begins on a node whose kernel has killed `kills` processes for memory; whether it has
+        killed one since the stage's last worker began there."""
+        before = self._kills.get((key, node), kills)
+        self._kills[key, node] = kills
+        return kills > before
+
     def finish(self, key: str, figures: dict[str, Any]) -> None:
         """What the first training worker measured."""
         self._figures[key] = figures
@@ -79,7 +103,25 @@ class Mailbox:
 
 def open_mailbox() -> Any:
     """A handle on a new mailbox."""
-    return ray.remote(num_cpus=0, max_restarts=3)(Mailbox).remote()
+    return ray.remote(num_cpus=0, max_restarts=3)(Mailbox).remote(SILENCE_SECONDS)
+
+
+class Pulse:
+    """The driver's sign of life, from a thread of its own until `stop`."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox, self._ended = mailbox, threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="mailbox-pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(10)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(SILENCE_SECONDS / 10):
+            with contextlib.suppress(Exception):
+                self._mailbox.hear.remote()
 
 
 class Post:

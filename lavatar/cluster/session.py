@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -173,7 +174,38 @@ def running(home: Path) -> list[str | None]:
 
 def private_folder(home: Path) -> Path:
     """HOME/ray, or a short stand-in for it, readable by its owner only."""
-    folder = root_of(home)
+    return _private(root_of(home))
+
+
+def stand_in(home: Path) -> Path:
+    """A private folder of this home under this machine's temporary one: for what cannot lie on a shared disk."""
+    return _private(stand_in_of(home))
+
+
+def root_of(home: Path) -> Path:
+    """HOME/ray, or its stand-in; makes nothing."""
+    folder = shared_of(home)
+    return folder if _fits(folder) else stand_in_of(home)
+
+
+def stand_in_of(home: Path) -> Path:
+    """Where `stand_in` is; makes nothing."""
+    name = f"lavatar-{os.getuid()}-{hashlib.sha256(str(shared_of(home)).encode()).hexdigest()[:8]}"
+    folder = Path(tempfile.gettempdir()) / name
+    return folder if _fits(folder) else Path("/tmp") / name  # TMPDIR is long under some schedulers
+
+
+def shared_of(home: Path) -> Path:
+    """HOME/ray, where all machines that share the home find the token and the record of its cluster."""
+    return Path(home).absolute() / "ray"
+
+
+def _fits(folder: Path) -> bool:
+    """Whether the paths of Ray's sockets in there are short enough for the kernel."""
+    return len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT
+
+
+def _private(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.lstat()  # the stand-in's name can be known: others may have put something in its place
@@ -186,25 +218,16 @@ def private_folder(home: Path) -> Path:
     return folder
 
 
-def root_of(home: Path) -> Path:
-    """HOME/ray, or its stand-in; makes nothing."""
-    folder = Path(home).absolute() / "ray"
-    if len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT:
-        return folder
-    short = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"lavatar-{os.getuid()}-{short}"
-
-
 def token_of(home: Path) -> Path:
     """The file with this user's token, made at the first start; its owner alone may read it, whatever it was before."""
-    root = private_folder(home)
+    root = _private(shared_of(home))
     path = root / "token"
     if path.is_symlink():
         raise StorageError(f"{path} is a link", "Remove it: the next start makes a token.")
     if path.exists():
         path.chmod(0o600)
     else:
-        partial = root / f".token-{os.getpid()}"
+        partial = root / f".token-{socket.gethostname()}-{os.getpid()}"
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
         with os.fdopen(descriptor, "w") as stream:
@@ -291,12 +314,19 @@ def _joined() -> Session:
     return Session(ray.get_runtime_context().gcs_address, None, False)
 
 
-def remove_ended(temp: Path) -> None:
+def ended(temp: Path) -> list[Path]:
     """Folders of Ray sessions whose process is gone (its number ends the name)."""
-    for folder in temp.glob("session_*_*"):
-        number = folder.name.rpartition("_")[2]
-        if number.isdigit() and not folder.is_symlink() and (int(number) == os.getpid() or not alive(int(number))):
-            shutil.rmtree(folder, ignore_errors=True)
+    folders = [path for path in sorted(temp.glob("session_*_*")) if not path.is_symlink()]
+    return [path for path in folders if not alive(path.name.rpartition("_")[2])]
+
+
+def remove_ended(temp: Path) -> None:
+    """The folders of ended sessions, and those of this process, and what the ended ones wrote beside `temp`."""
+    for record in temp.parent.glob("session-*.json"):
+        if not alive(record.stem.rpartition("-")[2]):
+            record.unlink(missing_ok=True)
+    for folder in (*ended(temp), *temp.glob(f"session_*_{os.getpid()}")):
+        shutil.rmtree(folder, ignore_errors=True)
     latest = temp / "session_latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink(missing_ok=True)

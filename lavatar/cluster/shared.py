@@ -29,7 +29,8 @@ def shared_plan(spec: StageSpec, events: EventSink) -> TrainingPlan:
     def store(subject: str) -> FrameStore:
         role = "avatar_dataset" if subject in avatars else "actor_dataset"
         folder = spec.inputs[f"{role}/{subject}"]
-        return FrameStore(folder, recipe.avatar.image_size, "train", cache_mb, events=events, stage=spec.name)
+        size = recipe.avatar.image_size
+        return FrameStore(folder, size, "train", cache_mb, max_bad=0, events=events, stage=spec.name)
 
     def ynet(before: Sequence[TrainingTask], worker: Worker) -> TrainingTask:
         stores = {subject: store(subject) for subject in subjects}

@@ -59,7 +59,9 @@ class Shelf:
         """Send a complete checkpoint by and by; returns at once."""
         if not self._store:
             return
-        link = checkpoint.with_name(f".{checkpoint.name}.sending")  # stays when the checkpoint is removed as too old
+        link = checkpoint.with_name(
+            f".{checkpoint.name}.sending.part"
+        )  # stays when the checkpoint is removed as too old
         with storage_errors(link):
             shutil.rmtree(link, ignore_errors=True)
             shutil.copytree(checkpoint, link, copy_function=_link)
@@ -74,7 +76,7 @@ class Shelf:
         if not self._store:
             return
         if engine.rank == 0:
-            for left in folder.glob(".step-*.sending"):
+            for left in folder.glob(".step-*.sending.part"):
                 shutil.rmtree(left, ignore_errors=True)
             self._restore(self._store, folder)
             newest, _ = checkpoints.latest(folder)
@@ -106,7 +108,7 @@ class Shelf:
         marker = store.objects.read(f"{name}/{checkpoints.MARKER}")
         if marker is None:
             return False
-        target, partial = folder / _folder_name(step), folder / f".{_folder_name(step)}.fetch"
+        target, partial = folder / _folder_name(step), folder / f".{_folder_name(step)}.fetch.part"
         try:
             with storage_errors(target):
                 shutil.rmtree(partial, ignore_errors=True)

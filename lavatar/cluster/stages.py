@@ -92,6 +92,7 @@ class StageRunner:
         self._session: Any = None
         self._mailbox: Any = None
         self._queue: Any = None
+        self._pulse: Any = None
         self._inbox: dict[str, list[Event]] = {}
         self._fetched = 0.0
         self._running: dict[str, RayHandle] = {}
@@ -100,7 +101,7 @@ class StageRunner:
     def __enter__(self) -> Self:
         if self.backend == "ray":
             from lavatar.cluster import session
-            from lavatar.cluster.mailbox import open_mailbox
+            from lavatar.cluster.mailbox import Pulse, open_mailbox
             from lavatar.cluster.queues import ClusterQueue, LocalQueue
 
             self._session = (
@@ -111,6 +112,7 @@ class StageRunner:
             try:
                 self.dashboard = self._session.dashboard
                 self._mailbox = open_mailbox()
+                self._pulse = Pulse(self._mailbox)
                 self._queue = ClusterQueue() if self.address else LocalQueue()
             except BaseException:
                 self._session.stop()
@@ -126,6 +128,7 @@ class StageRunner:
             import ray
 
             with contextlib.suppress(Exception):
+                self._pulse.stop()
                 for handle in self._running.values():
                     handle.abandon()
                 self._queue.leave()

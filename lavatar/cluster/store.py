@@ -108,7 +108,7 @@ class Store:
             if there(folder):
                 return 0
             sums = self._sums(key, part)
-            partial = folder.with_name(f".{folder.name}.fetch")
+            partial = folder.with_name(f".{folder.name}.fetch.part")
             try:
                 with storage_errors(folder):
                     shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +139,7 @@ class Store:
         folder, name = self._home / "videos" / source.digest, source.path.name
         with self.locked(source.digest):
             if not (folder / name).exists():
-                partial = folder.with_name(f".{source.digest}.fetch")
+                partial = folder.with_name(f".{source.digest}.fetch.part")
                 sums = {name: {"sha256": source.digest}}
                 way_out = f"Put it back at {source.path}, or submit from where it is: it is stored from there."
                 try:

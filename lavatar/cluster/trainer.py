@@ -1,7 +1,8 @@
 """Training in Ray Train workers: DeepSpeed in each, restarted from the last checkpoint when one dies.
 
 Our checkpoints are on the shared home, so Ray Train only starts, watches and restarts processes. An error that a
-restart would not mend (ours, or any on a single worker) is posted and ends the run; a dead process is restarted.
+restart would not mend (ours, or any on a single worker) is posted and ends the run; a dead process is restarted. Where
+memory ran out, the run begins once more with smaller parts of a batch (memory.py).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 
 from lavatar.cluster.logs import log_path, note, noted, redirected
 from lavatar.cluster.mailbox import Post
+from lavatar.cluster.memory import batch_too_large, kernel_kills, out_of_memory, train_within_memory
 from lavatar.cluster.parallel import limit_threads
 from lavatar.cluster.plans import PlanFactory, Worker, run_plan
 from lavatar.cluster.resources import Share, ray_options
 from lavatar.contracts import Event, MetricSinkFactory, NullSink, StageSpec
-from lavatar.errors import LavatarError, StageFailedError, TrainingError
+from lavatar.errors import LavatarError, OutOfMemoryError, StageFailedError, TrainingError
 
 UNUSED = {
     "DatasetsCallback",  # Ray Data: we read our own shards
@@ -38,10 +40,33 @@ def train_on_workers(
 ) -> dict[str, Any]:
     """Runs `plan` in `share.workers` Ray Train workers; returns their figures. Blocks; for a coordinating task."""
     import ray
+
+    def fit(one: StageSpec) -> dict[str, Any]:
+        ray.get(mailbox.forgive.remote(spec.key))
+        return _fit(plan, one, share, max_failures, metrics, mailbox)
+
+    def say(text: str) -> None:
+        ray.get(mailbox.post.remote(spec.key, [Event(spec.name, text, level="warning")]))
+
+    return train_within_memory(spec, share.workers, fit, say)
+
+
+def _fit(
+    plan: PlanFactory,
+    spec: StageSpec,
+    share: Share,
+    max_failures: int,
+    metrics: MetricSinkFactory | None,
+    mailbox: Any,
+) -> dict[str, Any]:
+    """One run of Ray Train."""
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     run = f"{spec.key[:16]}-{time.time_ns() // 1_000_000}"
     storage = spec.home / "ray" / "train"
+    for left in storage.glob(f"{spec.key[:16]}-*"):  # by an attempt that was killed
+        shutil.rmtree(left, ignore_errors=True)
     options = {
         "train_loop_config": {
             "plan": plan, "spec": spec, "share": share, "metrics": metrics, "mailbox": mailbox,
@@ -52,7 +77,10 @@ def train_on_workers(
             resources_per_worker=ray_options(share),
         ),
         "run_config": RunConfig(
-            name=run, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
+            name=run,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_memory_watch(spec.key, mailbox)],
         ),
     }  # fmt: skip
     try:
@@ -92,6 +120,21 @@ def _trainer(share: Share) -> Callable[..., Any]:
     return LeanTrainer
 
 
+def _memory_watch(key: str, mailbox: Any) -> Any:
+    """Tells the mailbox when Ray's memory monitor has ended a worker: the one that is started instead then leaves."""
+    from ray.train import UserCallback
+
+    class MemoryWatch(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            import ray
+
+            if any(out_of_memory(error) for error in worker_exceptions.values()):
+                text = "the machine's memory ran out: Ray ended the training worker"
+                ray.get(mailbox.fail.remote(key, OutOfMemoryError(text)))
+
+    return MemoryWatch()
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """The body of one Ray Train worker."""
     import ray
@@ -107,6 +150,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with redirected(log), Post(mailbox, spec.key) as post:
         try:
             with noted(log, name):
+                _heed_kernel(spec, mailbox)
                 figures = _train(config, rank, world, post)
             if rank == 0:
                 ray.get(mailbox.finish.remote(spec.key, figures))
@@ -115,9 +159,20 @@ def train_worker(config: dict[str, Any]) -> None:
             if world > 1:
                 raise  # the others wait in a collective call: only a torn-down group frees them
         except Exception as error:
+            if out_of_memory(error):
+                ray.get(mailbox.fail.remote(spec.key, _failed(error, spec)))
             if world > 1:
                 raise  # may be the echo of another worker's death: Ray Train restarts the group
             ray.get(mailbox.fail.remote(spec.key, _failed(error, spec)))
+
+
+def _heed_kernel(spec: StageSpec, mailbox: Any) -> None:
+    """Raises OutOfMemoryError in a worker that replaces one that the kernel has killed for want of memory."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    if ray.get(mailbox.killed.remote(spec.key, node, kernel_kills())):
+        raise OutOfMemoryError("the machine's memory ran out: the kernel killed the training worker")
 
 
 def _train(config: dict[str, Any], rank: int, world: int, post: Post) -> dict[str, Any]:
@@ -144,8 +199,8 @@ def _failed(error: Exception, spec: StageSpec) -> LavatarError:
     """An error that is not ours, as one that says where to look."""
     log = log_path(spec)
     note(log, traceback.format_exc())
-    if type(error).__name__ == "OutOfMemoryError":
-        return TrainingError("the GPU's memory is too small for this batch", f"Lower batch_size. See {log}.")
+    if out_of_memory(error):
+        return batch_too_large(error)
     text = str(error).strip().splitlines()
     return StageFailedError(
         f"{type(error).__name__}: {text[0] if text else 'no message'}", f"What its processes printed is in {log}."

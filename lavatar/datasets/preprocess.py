@@ -30,7 +30,7 @@ VERSION = 2
 
 WORK = ".work"
 """Folder inside a dataset's in which tars are made until all are whole; beside each whole one stands its entry."""
-_DIGEST = "digest"
+DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def finished(out_dir: Path, digest: str) -> shards.Manifest | None:
 def _interrupted(out_dir: Path, digest: str) -> bool:
     """Whether an interrupted attempt at this very dataset left its work."""
     try:
-        return (out_dir / WORK / _DIGEST).read_text() == digest
+        return (out_dir / WORK / DIGEST).read_text() == digest
     except OSError:
         return False
 
@@ -177,7 +177,7 @@ def _preprocess_video(
     work = out_dir / WORK  # workers still busy when another has failed find it gone, and leave nothing
     with shards.storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-        (work / _DIGEST).write_text(digest)
+        (work / DIGEST).write_text(digest)
     entries, written = [], 0
     for entry in parallel(write_segment, list(_write_jobs(found, solved, out_dir, config))):
         written += int(entry["samples"])
@@ -231,7 +231,7 @@ def write_segment(job: WriteJob) -> dict[str, Any]:
     work = job.out_dir / WORK
     if not work.is_dir():
         raise StorageError(f"{work} is gone", "Another segment failed first: see its error.")
-    kept = _kept_segment(work, cut.number)
+    kept = kept_segment(work, f"{cut.number:05d}")
     if kept is not None:
         return kept
     matte = matting.open_matting(config.matting, config.matting_size)
@@ -256,13 +256,13 @@ def write_segment(job: WriteJob) -> dict[str, Any]:
     return writer.entry
 
 
-def _kept_segment(work: Path, number: int) -> dict[str, Any] | None:
+def kept_segment(work: Path, name: str) -> dict[str, Any] | None:
     """The entry of a segment that an interrupted attempt finished, if its tar is still the same."""
     try:
-        entry: dict[str, Any] = json.loads((work / f"{number:05d}.json").read_text())
-        with (work / f"{number:05d}.tar").open("rb") as file:
+        entry: dict[str, Any] = json.loads((work / f"{name}.json").read_text())
+        with (work / f"{name}.tar").open("rb") as file:
             whole = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
-        return entry if whole and entry["name"] == f"{number:05d}.tar" else None
+        return entry if whole and entry["name"] == f"{name}.tar" else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -278,19 +278,51 @@ def read_manifest(folder: Path) -> Manifest:
 def verify(folder: Path) -> Manifest:
     """Compare each tar with its SHA-256 in the manifest. Raises ShardError naming every tar that differs."""
     manifest = read_manifest(folder)
-    bad = []
-    for tar in manifest.tars:
-        path = Path(folder) / tar["name"]
-        if not path.is_file():
-            bad.append(f"{tar['name']} is missing")
-            continue
-        with path.open("rb") as stream:
-            got = hashlib.file_digest(stream, "sha256").hexdigest()
-        if got != tar["sha256"]:
-            bad.append(f"{tar['name']} has SHA-256 {got[:12]}…, the manifest says {tar['sha256'][:12]}…")
+    bad = [reason for tar in manifest.tars if (reason := defect(folder, tar))]
     if bad:
         raise ShardError(f"{folder}: {'; '.join(bad)}", REDO)
     return manifest
+
+
+def defect(folder: Path, tar: Mapping[str, Any]) -> str | None:
+    """Why a tar is not the one that its manifest entry describes; None if it is."""
+    path = Path(folder) / tar["name"]
+    if not path.is_file():
+        return f"{tar['name']} is missing"
+    with path.open("rb") as stream:
+        got = hashlib.file_digest(stream, "sha256").hexdigest()
+    if got != tar["sha256"]:
+        return f"{tar['name']} has SHA-256 {got[:12]}…, the manifest says {tar['sha256'][:12]}…"
+    return None
+
+
+def require_whole(folder: Path) -> None:
+    """As `verify`; the error also names the samples that are damaged."""
+    folder = Path(folder)
+    try:
+        verify(folder)
+    except ShardError as error:
+        found = damaged_samples(folder, read_manifest(folder))
+        shown = "; ".join([error.message, *found[:3]]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise ShardError(shown, error.hint) from None
+
+
+def damaged_samples(folder: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with each sample that cannot be used, and with each tar that cannot be read on."""
+    found = []
+    for path in (folder / tar["name"] for tar in manifest.tars):
+        try:
+            with path.open("rb") as stream:
+                for key, own in index_tar(path).items():
+                    try:
+                        _read_sample(stream, path, key, own, None, _sides(manifest))
+                    except ShardError as error:
+                        found.append(error.message)
+        except ShardError as error:
+            found.append(error.message)
+        except FileNotFoundError:
+            continue
+    return found
 
 
 def index_tar(path: Path, samples: int | None = None) -> dict[str, dict[str, MemberSpan]]:
@@ -313,7 +345,7 @@ def iterate(folder: Path, split: str | None = None) -> Iterator[Sample]:
     """Every sample in the order of the video, decoded; only `split` ("train" | "eval") if given."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    sides = {IMAGE: manifest.portrait_size, ALPHA: manifest.portrait_size, FACE: manifest.face_size}
+    sides = _sides(manifest)
     for tar in manifest.tars:
         path = folder / tar["name"]
         spans = index_tar(path, tar["samples"])
@@ -322,6 +354,11 @@ def iterate(folder: Path, split: str | None = None) -> Iterator[Sample]:
                 sample = _read_sample(stream, path, key, own, split, sides)
                 if sample is not None:
                     yield sample
+
+
+def _sides(manifest: Manifest) -> dict[str, int]:
+    """How large each picture of a sample is."""
+    return {IMAGE: manifest.portrait_size, ALPHA: manifest.portrait_size, FACE: manifest.face_size}
 
 
 def _read_sample(

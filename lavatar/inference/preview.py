@@ -70,7 +70,8 @@ def make_preview(
     """
     part = spec.out_dir.with_name(f".{spec.out_dir.name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in spec.out_dir.parent.glob(f".{spec.out_dir.name}.*.part"):  # by an attempt that was killed
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         run = Preview(
             spec, Recipe.model_validate(spec.recipe), events or NullSink(), metrics or NullSink(), device, part

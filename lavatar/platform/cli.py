@@ -21,16 +21,20 @@ from lavatar.platform.output import printable
 COMMANDS: dict[str, tuple[str, str]] = {
     "subjects": ("lavatar.platform.commands.subjects:subjects", "The people: add, list, show, remove."),
     "submit": ("lavatar.platform.commands.submit:submit", "Make an avatar drivable by an actor, or many by many."),
-    "jobs": ("lavatar.platform.commands.jobs:jobs", "What was submitted: list, show, logs, cancel, resume, retry."),
+    "jobs": (
+        "lavatar.platform.commands.jobs:jobs",
+        "What was submitted: list, show, logs, cancel, resume, retry, delete.",
+    ),
     "cluster": (
         "lavatar.platform.commands.cluster:cluster",
-        "A Ray cluster that outlives its commands: up, join, status, down.",
+        "A Ray cluster that outlives its commands: up, join, status, down, files.",
     ),
     "reenact": ("lavatar.platform.commands.reenact:reenact", "Drive an avatar by any video of its actor."),
     "evaluate": ("lavatar.platform.commands.evaluate:evaluate", "Measure a finished avatar or pair again."),
     "benchmark": ("lavatar.platform.commands.benchmark:benchmark", "Compare methods, trained and measured alike."),
     "weights": ("lavatar.platform.commands.weights:weights", "The pretrained files: list, fetch."),
-    "doctor": ("lavatar.platform.commands.doctor:doctor", "Check this machine."),
+    "doctor": ("lavatar.platform.commands.doctor:doctor", "Check this machine and the home; mend what a crash left."),
+    "gc": ("lavatar.platform.commands.gc:gc", "Free what no job refers to."),
     "ui": ("lavatar.platform.commands.ui:ui", "Show runs and models in the browser (MLflow)."),
 }
 """Name: where it lives, and its line in --help (a test compares it with the command's own)."""

@@ -32,7 +32,8 @@ def detach(
         )
     if plan.recipe.resources.backend == "inline":
         raise ConfigError("resources.backend=inline runs in this process", "Leave --detach or that setting out.")
-    _require_room(plan, Machine(tuple(Node.of(node["resources"]) for node in head.nodes(home.root, cluster))))
+    living = [node for node in head.nodes(home.root, cluster) if node["alive"]]
+    _require_room(plan, Machine(tuple(Node.of(node["resources"]) for node in living)))
     todo = store_job(registry, home, plan, warn, priority)
     state = ledger.get_job(registry, plan.job_id).state
     if state == State.RUNNING or (state == State.FINISHED and not todo):

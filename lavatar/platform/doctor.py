@@ -16,6 +16,7 @@ LIBRARIES = {
     "libEGL.so.1": "libegl1",
     "libGLESv2.so.2": "libgles2",
     "libxcb.so.1": "libxcb1",
+    "libgthread-2.0.so.0": "libglib2.0-0",
 }
 """Shared libraries that the wheels of OpenCV and MediaPipe link, and the Debian packages that hold them."""
 

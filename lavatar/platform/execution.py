@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
-from lavatar.errors import Interrupted, LavatarError, StageBusyError, StageFailedError
+from lavatar.errors import Interrupted, LavatarError, ShardError, StageBusyError, StageFailedError
 from lavatar.platform import ledger
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner, owner_alive, taken_over
@@ -63,6 +64,19 @@ class StageRunner(Protocol):
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None) -> StageHandle: ...
 
 
+def take_away_damaged(folder: Path) -> bool:
+    """Remove a dataset if it is damaged; whether it was."""
+    from lavatar.datasets.preprocess import clean_folder
+    from lavatar.datasets.shards import verify
+
+    try:
+        verify(folder)
+    except ShardError:
+        clean_folder(folder)
+        return True
+    return False
+
+
 RunnerFactory = Callable[[], AbstractContextManager[StageRunner]]
 
 
@@ -114,6 +128,7 @@ class Execution:
         self._busy: set[str] = set()  # stages that another job runs
         self._look_again = self._idle_since = time.monotonic()
         self._failures: dict[str, StageFailedError] = {}  # by the failed stage's key, the first one first
+        self._remade: set[str] = set()  # datasets that were damaged
 
     def mark_cached(self, todo: set[str]) -> None:
         """Those that are done already."""
@@ -262,6 +277,8 @@ class Execution:
             self._end(planned, active.run_id, State.INTERRUPTED, error.message, error.hint)
             raise
         except Exception as error:  # a stage may fail in any way; the others and the registry go on
+            if isinstance(error, ShardError) and self._make_again(active, error):
+                return False
             message, hint = ledger.failure(error)
             self._end(planned, active.run_id, State.FAILED, message, hint)
             failure = StageFailedError(f"{planned.name} failed: {message}", hint)
@@ -270,6 +287,26 @@ class Execution:
             return False
         self._finish(active, result)
         return True
+
+    def _make_again(self, active: Active, error: ShardError) -> bool:
+        """The stage met a damaged dataset: it waits until that is made again, a dataset once. False if none is."""
+        planned = active.planned
+        data = [stage for stage in self._plan.stages if stage.key in planned.needs]
+        data = [stage for stage in data if stage.spec.kind is StageKind.PREPROCESS and stage.key not in self._remade]
+        keys = [stage.key for stage in data]
+        ledger.reopen_damaged(self._registry, self._home, keys, take_away_damaged)
+        there = ledger.finished(self._registry, self._home, keys)
+        again = {stage.key: stage for stage in data if stage.key not in there}
+        if again:
+            names = " and ".join(stage.name for stage in again.values())
+            self._end(
+                planned, active.run_id, State.INTERRUPTED, error.message, f"It waits until {names} is made again."
+            )
+            self._say(planned, f"{error.message}: {names} is made again", "warning")
+            self._remade.update(again)
+            self._waiting.update(again)
+            self._waiting[planned.key] = planned
+        return bool(again)
 
     def _finish(self, active: Active, result: StageResult) -> None:
         planned = active.planned
@@ -327,8 +364,8 @@ class Execution:
 
     def _end(self, planned: PlannedStage, run_id: str | None, state: State, message: str, hint: str) -> None:
         """A stage ended without a result."""
-        ledger.end_stage(self._registry, planned.key, self._owner, state, message, hint)
-        self._end_run(planned.key, run_id, state)
+        if ledger.end_stage(self._registry, planned.key, self._owner, state, message, hint):
+            self._end_run(planned.key, run_id, state)
         self._display.state(planned.name, state.value)
         level = "error" if state is State.FAILED else "warning"
         self._say(planned, f"{state.value}: {message}", level, show=False)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StorageError
+from lavatar.training.files import exclusive
 
 if TYPE_CHECKING:
     from lavatar.cluster.store import Store
@@ -17,6 +23,9 @@ if TYPE_CHECKING:
 HOME_VARIABLE = "LAVATAR_HOME"
 REGISTRY_VARIABLE = "LAVATAR_REGISTRY"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+KEY = re.compile(r"[0-9a-f]{64}")
+"""How a stage is called, and its folder."""
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artefacts in the current folder
 _FOLDERS = ("shards", "checkpoints", "outputs", "ray", "logs", "mlartifacts")
@@ -77,9 +86,31 @@ class Home:
     def mlartifacts(self) -> Path:
         return self.root / "mlartifacts"
 
+    def identity(self) -> str:
+        """A name that no other home has, made at first use: it marks what lies elsewhere and belongs here."""
+        with (self.root / "id").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            name = file.read().strip()
+            if not name:
+                name = uuid.uuid4().hex
+                file.write(name)
+            return name
+
+    def stage_dirs(self) -> Iterator[Path]:
+        """Every folder that a stage made, named by its key."""
+        for name in sorted(set(_FOLDER_OF_KIND.values())):
+            for folder in sorted((self.root / name).glob("*")):
+                if folder.is_dir() and KEY.fullmatch(folder.name):
+                    yield folder
+
     def out_dir(self, kind: StageKind, key: str) -> Path:
         """Where a stage's result lies: its kind's folder, its key."""
         return self.root / _FOLDER_OF_KIND[kind] / key
+
+    def unsent(self, run_id: str) -> Path:
+        """Where values wait for an MLflow that is away (sink.py)."""
+        return self.root / "logs" / f"{run_id}.unsent.jsonl"
 
     def evaluation_dir(self, avatar: str, actor: str | None) -> Path:
         """Where `lavatar evaluate` writes unless it is told otherwise."""
@@ -142,3 +173,35 @@ def size_text(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size if path.is_symlink() or path.exists() else 0
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+@contextmanager
+def working_in(home: Home) -> Iterator[None]:
+    """For a command that works in the home without being a job: meanwhile nothing there is mended or freed."""
+    with exclusive(home.root / "use.lock", shared=True):
+        yield
+
+
+@contextmanager
+def alone_in(home: Home) -> Iterator[bool]:
+    """Whether no command is `working_in` the home; if so, none begins before this ends."""
+    home.ensure()
+    with (home.root / "use.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True  # closing the file frees the lock

@@ -64,7 +64,9 @@ def store_job(
             for person in plan.people.values():
                 store.keep_video(person.source)
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
-    return todo
+    stages = ledger.job_stages(registry, plan.job_id)
+    done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked
+    return [stage for stage in plan.stages if stage.key not in done]
 
 
 def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage], pulse: _Heartbeat) -> None:
@@ -98,8 +100,10 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         state = State.INTERRUPTED
         raise
     finally:
-        if tracker and tracker.end(job.mlflow_run_id, state):
-            ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
+        with contextlib.suppress(LavatarError):  # the first error is the one to show; a later submit ends the run
+            ours = ledger.get_job(registry, job.id).owner == office.owner.id  # else its run is another process's now
+            if ours and tracker and tracker.end(job.mlflow_run_id, state):
+                ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
 
 
 def _bring_previews(office: Office, plan: Plan) -> None:

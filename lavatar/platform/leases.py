@@ -2,7 +2,8 @@
 
 An owner is one process. On its own machine it is alive as long as that process is (a stopped or sleeping process keeps
 what it holds: its workers may still be running); seen from another machine it is alive until its lease runs out.
-Every function here is called inside a write transaction of the registry, which is what makes claiming exclusive.
+Every function here is called inside a write transaction of the registry, which is what makes claiming exclusive. Times
+are the database's: the clocks of two machines may be hours apart.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from lavatar.errors import JobError, StageBusyError
-from lavatar.platform.registry import now
+from lavatar.platform.registry import database_now
 from lavatar.platform.states import State, move
 from lavatar.platform.tables import Job, Leased, Stage
 
@@ -55,9 +56,24 @@ def owner_alive(row: Leased) -> bool:
     if row.owner is None or row.owner_pid is None:
         return False
     if row.owner_host != this_host():
-        return (row.lease_until or 0.0) > now()
+        return (row.lease_until or 0.0) > _now(row)
     started = process_start(row.owner_pid)
     return started is not None and started == (row.owner_started or started)
+
+
+def process_mark() -> str:
+    """This process in a line, for places that hold no row of ours: host, number and start."""
+    owner = Owner.current()
+    return f"{owner.host}|{owner.pid}|{owner.started}"
+
+
+def marked_alive(mark: str) -> bool | None:
+    """Whether the process of a `process_mark` is still there; None if it is not one of this host: nobody here knows."""
+    host, _, rest = mark.partition("|")
+    pid, _, started = rest.partition("|")
+    if host != this_host() or not pid.isdigit():
+        return None
+    return str(process_start(int(pid)) or 0.0) == started
 
 
 def process_start(pid: int) -> float | None:
@@ -94,8 +110,8 @@ def claim(row: Stage | Job, owner: Owner, job_id: str) -> None:
         abandon(row)
     move(row, State.RUNNING)
     row.owner, row.owner_host, row.owner_pid, row.owner_started = owner.id, owner.host, owner.pid, owner.started
-    row.lease_until = now() + LEASE_SECONDS
-    row.started, row.ended, row.message, row.hint = now(), None, "", ""
+    row.started, row.ended, row.message, row.hint = _now(row), None, "", ""
+    row.lease_until = row.started + LEASE_SECONDS
     if isinstance(row, Stage):
         row.job_id = job_id
         row.attempts += 1
@@ -104,7 +120,7 @@ def claim(row: Stage | Job, owner: Owner, job_id: str) -> None:
 def release(row: Stage | Job, to: State, message: str = "", hint: str = "") -> None:
     """End this attempt at `row`."""
     move(row, to)
-    row.ended = now()
+    row.ended = _now(row)
     row.seconds += max(0.0, row.ended - (row.started or row.ended))
     row.owner = row.lease_until = None
     row.message, row.hint = message, hint
@@ -112,7 +128,8 @@ def release(row: Stage | Job, to: State, message: str = "", hint: str = "") -> N
 
 def abandon(row: Stage | Job) -> None:
     """The owner died: the row is interrupted, as of its last sign of life."""
-    last_sign = min(now(), (row.lease_until or now()) - LEASE_SECONDS)
+    now = _now(row)
+    last_sign = min(now, (row.lease_until or now) - LEASE_SECONDS)
     release(row, State.INTERRUPTED, "the process that ran it has died", "Submit again: it goes on from its checkpoint.")
     row.seconds += min(0.0, last_sign - (row.ended or last_sign))
     row.seconds, row.ended = max(0.0, row.seconds), last_sign
@@ -144,8 +161,14 @@ def taken_over(what: str) -> JobError:
 
 def heartbeat(session: Session, owner: Owner) -> int:
     """Renew every lease of `owner`; how many rows it still holds."""
-    held = 0
+    held, until = 0, database_now(session) + LEASE_SECONDS
     for table in (Stage, Job):
         statement = update(table).where(table.owner == owner.id, table.state == State.RUNNING.value)
-        held += session.execute(statement.values(lease_until=now() + LEASE_SECONDS)).rowcount  # type: ignore[attr-defined]
+        held += session.execute(statement.values(lease_until=until)).rowcount  # type: ignore[attr-defined]
     return held
+
+
+def _now(row: Leased) -> float:
+    session = object_session(row)
+    assert session is not None, "leases are looked at inside a transaction"
+    return database_now(session)

@@ -1,8 +1,9 @@
-"""Stages and jobs in the registry: claiming them, ending them, and what they left. One function, one transaction."""
+"""Stages and jobs in the registry: claiming them, ending them, and what they left. One function, one transaction, which
+may be done twice (see `patiently`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lavatar.platform.home import Home
 from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
-from lavatar.platform.registry import Registry, insert_missing, now
+from lavatar.platform.registry import Registry, hold_stages, insert_missing, now, patiently
 from lavatar.platform.states import State, move
 from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobPair, JobStage, Stage
 
@@ -37,9 +38,11 @@ class StageView:
     stage: Stage
 
 
+@patiently
 def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str, priority: int | None = None) -> None:
     """Write the job and its stages down, leaving what is there already. `priority` None: as it was, 0 at first."""
     with registry.write() as session:
+        hold_stages(session)
         job = {
             "id": plan.job_id,
             "avatar": plan.avatar,
@@ -64,6 +67,9 @@ def store_plan(registry: Registry, home: Home, plan: Plan, experiment: str, prio
         ]
         insert_missing(session, JobPair, pairs)
         insert_missing(session, Stage, [_stage_row(home, s.spec) for s in plan.stages])
+        starts = {pair.bridge.key: pair.warm.key for pair in plan.pairs if pair.warm}
+        if starts:
+            session.execute(update(Stage), [{"key": key, "warm": warm} for key, warm in starts.items()])
         rows = [
             {"job_id": plan.job_id, "stage_key": s.key, "name": s.name, "position": i}
             for i, s in enumerate(plan.stages)
@@ -81,6 +87,7 @@ def _stage_row(home: Home, spec: StageSpec) -> dict[str, Any]:
     }
 
 
+@patiently
 def claim_job(registry: Registry, job_id: str, owner: Owner) -> Job:
     """Make `owner` the one that runs the job. StageBusyError while another living process does."""
     with registry.write() as session:
@@ -92,6 +99,7 @@ def claim_job(registry: Registry, job_id: str, owner: Owner) -> Job:
         return job
 
 
+@patiently
 def cancel_job(registry: Registry, job_id: str) -> State:
     """Its state afterwards: still running where its process was asked to stop, cancelled where none runs it.
 
@@ -109,6 +117,7 @@ def cancel_job(registry: Registry, job_id: str) -> State:
         return State(job.state)
 
 
+@patiently
 def reopen_job(registry: Registry, job_id: str) -> None:
     """A job that ended, however it did, is wanted again."""
     with registry.write() as session:
@@ -124,6 +133,7 @@ def cancel_asked(session: Session, owner: Owner) -> bool:
     return session.scalars(asked).first() is not None
 
 
+@patiently
 def claim_stage(registry: Registry, key: str, owner: Owner, job_id: str) -> Stage:
     """Make `owner` the one that runs the stage, or return it finished. StageBusyError while another process runs it."""
     with registry.write() as session:
@@ -133,6 +143,7 @@ def claim_stage(registry: Registry, key: str, owner: Owner, job_id: str) -> Stag
         return stage
 
 
+@patiently
 def end_job(registry: Registry, job_id: str, owner: Owner, to: State, message: str = "", hint: str = "") -> None:
     """The job's attempt by `owner` ends; nothing happens if the job was taken over meanwhile."""
     with registry.write() as session:
@@ -141,14 +152,18 @@ def end_job(registry: Registry, job_id: str, owner: Owner, to: State, message: s
             leases.release(job, to, message, hint)
 
 
-def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: str = "", hint: str = "") -> None:
-    """A stage's attempt by `owner` ends without a result."""
+@patiently
+def end_stage(registry: Registry, key: str, owner: Owner, to: State, message: str = "", hint: str = "") -> bool:
+    """A stage's attempt by `owner` ends without a result. False, and nothing happens, if it was taken over."""
     with registry.write() as session:
         stage = _stage(session, key)
-        if stage.owner == owner.id:
-            leases.release(stage, to, message, hint)
+        if stage.owner != owner.id:
+            return stage.owner is None and stage.state == to  # by this very call, as below
+        leases.release(stage, to, message, hint)
+    return True
 
 
+@patiently
 def finish_stage(
     registry: Registry, home: Home, spec: StageSpec, owner: Owner, result: StageResult, seconds: float = 0.0
 ) -> bool:
@@ -158,7 +173,7 @@ def finish_stage(
     with registry.write() as session:
         stage = _stage(session, spec.key)
         if stage.owner != owner.id:
-            return False
+            return stage.state == State.FINISHED  # by this very call, if the answer to its commit was lost
         leases.release(stage, State.FINISHED)
         session.execute(_link(stage.job_id, spec.key).values(cached=False, seconds=seconds))
         stage.metrics, stage.notes = plain(result.metrics), [str(note) for note in result.notes]
@@ -188,6 +203,7 @@ def _manifest_summary(home: Home, spec: StageSpec) -> dict[str, Any]:
     return plain({**summary, "dropped": len(manifest.get("dropped") or ())})
 
 
+@patiently
 def set_progress(registry: Registry, key: str, owner: Owner, done: int | None, total: int | None, unit: str) -> bool:
     """How far a running stage is, for whoever looks from outside. False if it was taken over meanwhile."""
     with registry.write() as session:
@@ -196,6 +212,7 @@ def set_progress(registry: Registry, key: str, owner: Owner, done: int | None, t
     return changed > 0
 
 
+@patiently
 def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: bool) -> None:
     """Remember the MLflow run of a stage or a job, and whether it still has to be ended."""
     with registry.write() as session:
@@ -204,6 +221,7 @@ def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: 
     row.mlflow_run_id, row.mlflow_open = run_id, open_
 
 
+@patiently
 def set_cached(registry: Registry, job_id: str, key: str) -> None:
     """This job's latest submit found the stage done."""
     with registry.write() as session:
@@ -214,6 +232,7 @@ def _link(job_id: str | None, key: str) -> Update:
     return update(JobStage).where(JobStage.job_id == job_id, JobStage.stage_key == key)
 
 
+@patiently
 def begin_attempt(registry: Registry, job_id: str, todo: Sequence[str]) -> None:
     """A new submit of the job: the stages of these keys are to be run, the others are there already."""
     with registry.write() as session:
@@ -222,7 +241,8 @@ def begin_attempt(registry: Registry, job_id: str, todo: Sequence[str]) -> None:
         session.execute(of_job.where(JobStage.stage_key.in_(todo)).values(cached=False))
 
 
-def finished(registry: Registry, home: Home, keys: Iterable[str]) -> set[str]:
+@patiently
+def finished(registry: Registry, home: Home, keys: Collection[str]) -> set[str]:
     """Of these stages, those that are done and whose files are still there: in the store, else in the home."""
     store = home.store()
     with registry.read() as session:
@@ -231,7 +251,8 @@ def finished(registry: Registry, home: Home, keys: Iterable[str]) -> set[str]:
     return done if store is None else store.finished(done)
 
 
-def reopen_lost(registry: Registry, home: Home, keys: Iterable[str]) -> list[Stage]:
+@patiently
+def reopen_lost(registry: Registry, home: Home, keys: Collection[str]) -> list[Stage]:
     """Finished stages whose files were deleted become pending again; returns them."""
     wanted = list(keys)
     present = finished(registry, home, wanted)
@@ -244,6 +265,20 @@ def reopen_lost(registry: Registry, home: Home, keys: Iterable[str]) -> list[Sta
     return lost
 
 
+@patiently
+def reopen_damaged(registry: Registry, home: Home, keys: Collection[str], take_away: Callable[[Path], bool]) -> None:
+    """Finished stages become pending again whose folder `take_away` says it has taken away, because it was damaged.
+
+    It is called while nobody else can finish or claim the stage.
+    """
+    with registry.write() as session:
+        chosen = select(Stage).where(Stage.key.in_(list(keys)), Stage.state == State.FINISHED.value)
+        for stage in session.scalars(chosen.with_for_update()):
+            if take_away(home.absolute(stage.out_dir)):
+                move(stage, State.PENDING)
+                session.execute(delete(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
+
+
 def _files_present(session: Session, home: Home, stage: Stage) -> bool:
     marker = _MARKERS.get(StageKind(stage.kind))
     if marker and not (home.absolute(stage.out_dir) / marker).exists():
@@ -252,6 +287,7 @@ def _files_present(session: Session, home: Home, stage: Stage) -> bool:
     return all(whole(home.absolute(row.path)) for row in rows if row.path)
 
 
+@patiently
 def release_dead(registry: Registry) -> list[Stage | Job]:
     """Stages and jobs that a dead process left running become interrupted."""
     with registry.read() as session:
@@ -264,6 +300,12 @@ def release_dead(registry: Registry) -> list[Stage | Job]:
     return dead
 
 
+def dead(registry: Registry) -> list[Stage | Job]:
+    """Stages and jobs that a dead process left running."""
+    with registry.read() as session:
+        return [row for row in _running(session) if not leases.owner_alive(row)]
+
+
 def _running(session: Session, *, lock: bool = False) -> list[Stage | Job]:
     running = State.RUNNING.value
     stages, jobs = select(Stage).where(Stage.state == running), select(Job).where(Job.state == running)
@@ -272,6 +314,7 @@ def _running(session: Session, *, lock: bool = False) -> list[Stage | Job]:
     return [*session.scalars(stages), *session.scalars(jobs)]
 
 
+@patiently
 def unended_runs(registry: Registry) -> list[Stage | Job]:
     """Rows whose MLflow run was opened, that nobody works on any more."""
     rows: list[Stage | Job] = []
@@ -282,17 +325,20 @@ def unended_runs(registry: Registry) -> list[Stage | Job]:
     return rows
 
 
+@patiently
 def get_stage(registry: Registry, key: str) -> Stage | None:
     with registry.read() as session:
         return session.get(Stage, key)
 
 
-def get_stages(registry: Registry, keys: Iterable[str]) -> Sequence[Stage]:
+@patiently
+def get_stages(registry: Registry, keys: Collection[str]) -> Sequence[Stage]:
     """Those of them that there are."""
     with registry.read() as session:
         return session.scalars(select(Stage).where(Stage.key.in_(list(keys)))).all()
 
 
+@patiently
 def get_job(registry: Registry, job_id: str) -> Job:
     """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
     with registry.read() as session:
@@ -308,12 +354,14 @@ def get_job(registry: Registry, job_id: str) -> Job:
     raise UnknownJobError(f"there is no job {job_id!r}", "Look them up with: lavatar jobs list")
 
 
+@patiently
 def list_jobs(registry: Registry) -> list[Job]:
     """Newest first."""
     with registry.read() as session:
         return list(session.scalars(select(Job).order_by(Job.created.desc(), Job.id)))
 
 
+@patiently
 def job_stages(registry: Registry, job_id: str) -> list[StageView]:
     """The job's stages in order."""
     with registry.read() as session:
@@ -324,6 +372,7 @@ def job_stages(registry: Registry, job_id: str) -> list[StageView]:
         return [StageView(link.name, link.cached, link.seconds, stage) for link, stage in rows]
 
 
+@patiently
 def job_pairs(registry: Registry, job_id: str) -> list[JobPair]:
     """The job's pairs by name."""
     with registry.read() as session:
@@ -331,13 +380,15 @@ def job_pairs(registry: Registry, job_id: str) -> list[JobPair]:
         return list(session.scalars(chosen.order_by(JobPair.avatar, JobPair.actor)))
 
 
-def artefacts(registry: Registry, keys: Iterable[str], kind: str) -> list[Artefact]:
+@patiently
+def artefacts(registry: Registry, keys: Collection[str], kind: str) -> list[Artefact]:
     """What these stages left, in the order it was stored."""
     with registry.read() as session:
         chosen = select(Artefact).where(Artefact.stage_key.in_(list(keys)), Artefact.kind == kind)
         return list(session.scalars(chosen.order_by(Artefact.id)))
 
 
+@patiently
 def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
     """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
     uri = masked(uri)
@@ -347,6 +398,7 @@ def store_model(registry: Registry, key: str, name: str, version: int, uri: str)
         session.add(Artefact(stage_key=key, kind="model", name=name, version=version, uri=uri, created=now()))
 
 
+@patiently
 def record(
     registry: Registry, job_id: str | None, text: str, *, key: str | None = None, stage: str = "", level: str = "info"
 ) -> None:
@@ -355,6 +407,7 @@ def record(
         session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=masked(text)))
 
 
+@patiently
 def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
     with registry.read() as session:
         return list(session.scalars(select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id)))
@@ -367,6 +420,7 @@ def failure(error: BaseException) -> tuple[str, str]:
     return masked(f"{type(error).__name__}: {error}"), "Run it again with --debug."
 
 
+@patiently
 def latest_stages(
     registry: Registry,
     kinds: Sequence[StageKind],
@@ -394,6 +448,7 @@ def latest_stages(
     return list({stage.key: stage for stage in found}.values())
 
 
+@patiently
 def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job | None:
     """The newest job of these names that contains the stage."""
     query = select(Job).join(JobStage, JobStage.job_id == Job.id).join(JobPair, JobPair.job_id == Job.id)
@@ -404,6 +459,7 @@ def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job 
         return session.scalars(query.order_by(Job.created.desc(), Job.id)).first()
 
 
+@patiently
 def names_known(registry: Registry, name: str) -> bool:
     """Whether a job ever had a subject of that name."""
     with registry.read() as session:
@@ -411,6 +467,7 @@ def names_known(registry: Registry, name: str) -> bool:
         return session.scalars(named).first() is not None
 
 
+@patiently
 def list_datasets(registry: Registry, subject: str) -> list[Dataset]:
     """What was made of a subject's video, newest first."""
     with registry.read() as session:

@@ -59,6 +59,7 @@ def pair_model_name(avatar: str, actor: str) -> str:
 
 def register(home: Home, tracker: Tracker, release: Release, run_id: str | None, warn: Warn) -> int | None:
     """A new version of `release.name`, made champion; logged into run `run_id` and ending it. None if MLflow failed."""
+    tracker.wait()
     try:
         _refuse_another_pair(tracker, release)
         return _register(home, tracker, release, run_id)

@@ -2,20 +2,21 @@
 
 SQLite in the home by default (write-ahead log, writers queue by BEGIN IMMEDIATE), PostgreSQL by LAVATAR_REGISTRY.
 Every change is one `write()` transaction. What is stored how stands in tables.py; subjects.py, ledger.py and leases.py
-hold the operations.
+hold the operations. A PostgreSQL that is restarted under a running job is waited for (`patiently`).
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from lavatar.errors import JobError, LavatarError, StorageError
@@ -28,8 +29,14 @@ HEAD = "0004"
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one's transaction."""
 
+PATIENCE_SECONDS = 120.0
+"""How long a database server that went away under a job is waited for."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 _WRITE = "lavatar_write"
 _ADVISORY_LOCK = 0x1A7A7A4  # any number, the same for every lavatar: serialises migrations on one PostgreSQL
+_FREEING_LOCK = 0x1A7A7A5  # another one: who frees a stage shuts out who plans it
 
 
 class Registry:
@@ -80,6 +87,33 @@ def schema_revision(home: Home) -> str | None:
     return revision
 
 
+def patiently(function: Callable[Concatenate[Registry, P], R]) -> Callable[Concatenate[Registry, P], R]:
+    """A function of one transaction, done again from its beginning when the database server went away in its middle.
+
+    The answer to a commit can be lost too: done twice, the function must come to the same as done once. A server that
+    stays away, and SQLite, raise StorageError as ever.
+    """
+
+    @functools.wraps(function)
+    def patient(registry: Registry, *args: P.args, **kwargs: P.kwargs) -> R:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return function(registry, *args, **kwargs)
+            except LavatarError as error:
+                if not (registry.dialect == "postgresql" and _server_went(error)) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    return patient
+
+
+def _server_went(error: LavatarError) -> bool:
+    """Whether the connection broke or none could be made."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and (cause.connection_invalidated or cause.statement is None)
+
+
 def insert_missing(session: Session, table: type, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert `rows`, leaving those whose key is there already as they are. Column defaults apply."""
     if not rows:
@@ -91,9 +125,26 @@ def insert_missing(session: Session, table: type, rows: Sequence[Mapping[str, An
     session.execute(statement, [dict(row) for row in rows])
 
 
+def hold_stages(session: Session, *, freeing: bool = False) -> None:
+    """Until this write transaction ends no stage is freed, or, if `freeing`, none is planned.
+
+    SQLite has one writer at a time as it is.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        lock = "pg_advisory_xact_lock" if freeing else "pg_advisory_xact_lock_shared"
+        session.execute(sa.text(f"SELECT {lock}(:n)"), {"n": _FREEING_LOCK})
+
+
 def now() -> float:
-    """Unix seconds."""
+    """Unix seconds, by this machine's clock."""
     return time.time()
+
+
+def database_now(session: Session) -> float:
+    """Unix seconds by the database's clock, which is the same one for all machines that share the registry."""
+    postgresql = session.get_bind().dialect.name == "postgresql"
+    clock = "extract(epoch FROM clock_timestamp())" if postgresql else "(julianday('now') - 2440587.5) * 86400.0"
+    return float(session.execute(sa.text(f"SELECT {clock}")).scalar_one())
 
 
 def _engine(url: str) -> Engine:

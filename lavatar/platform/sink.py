@@ -3,17 +3,23 @@
 Logging must never cost training anything: values are collected and a thread sends them in batches every few seconds,
 failures are counted and tried again, pictures beyond a few waiting ones are dropped. Steps that an earlier attempt
 logged already are skipped, so a curve that is taken up again has each step once.
+
+While MLflow is away, the values that wait are written to a file at every checkpoint and at the end. Whoever opens the
+run's next sink, the next worker or the driver that ends the run, sends them first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +29,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 FLUSH_SECONDS = 3.0
 CLOSE_SECONDS = 30.0
+SILENT_SECONDS = 20.0
+"""After so long without a word (a process that was stopped) the run may be another process's: ask anew what it has."""
+CHECKPOINT_SECONDS = 5.0
+"""How long a checkpoint waits for what is being sent, before it is written to the file instead."""
 _BATCH = 900  # MLflow takes at most 1000 metrics a call
 _MOST_WAITING = 50_000
 _MOST_PICTURES = 16
+Value = tuple[str, float, int, int]
+"""Name, value, Unix milliseconds, step."""
+
 _PICTURE_TAG = "lavatar.pictures"  # "name=step …": the newest step whose picture is logged
 
 
@@ -35,17 +48,25 @@ class MlflowSinkFactory:
 
     tracking_uri: str = field(repr=False)  # may hold a password; Ray Train shows its arguments in the dashboard
     run_id: str
+    unsent: Path | None = None
 
     def __call__(self) -> MlflowSink:
-        return MlflowSink(self.tracking_uri, self.run_id)
+        return MlflowSink(self.tracking_uri, self.run_id, self.unsent)
 
 
 class MlflowSink:
-    """A `MetricSink` on one run. Every method returns at once and never raises; `close` waits for what is left."""
+    """A `MetricSink` on one run. Every method returns at once and never raises; `close` waits for what is left.
 
-    def __init__(self, tracking_uri: str, run_id: str, flush_seconds: float = FLUSH_SECONDS) -> None:
-        self._uri, self._run_id, self._every = tracking_uri, run_id, flush_seconds
-        self._metrics: deque[tuple[str, float, int, int]] = deque(maxlen=_MOST_WAITING)
+    `unsent` is the file of what could not be sent; None: it is lost with this process.
+    """
+
+    def __init__(
+        self, tracking_uri: str, run_id: str, unsent: Path | None = None, flush_seconds: float = FLUSH_SECONDS
+    ) -> None:
+        self._uri, self._run_id, self._file, self._every = tracking_uri, run_id, unsent, flush_seconds
+        kept = _read_values(unsent) if unsent else []
+        self._kept = bool(kept)  # whether something is in the file
+        self._metrics: deque[Value] = deque(kept, maxlen=_MOST_WAITING)
         self._pictures: deque[tuple[int, str, Any]] = deque(maxlen=_MOST_PICTURES)
         self._files: deque[tuple[Path, str]] = deque()
         self._params: dict[str, str] = {}
@@ -53,10 +74,11 @@ class MlflowSink:
         self._last: dict[str, int] | None = None  # newest logged step by curve; None until asked for
         self._last_picture: dict[str, int] = {}
         self._client: MlflowClient | None = None
+        self._sent_at = time.time()
         self.failures, self._trouble = 0, False
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._wake, self._closed = threading.Event(), False
+        self._wake, self._round, self._closed = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="mlflow-sink", daemon=True)
         self._thread.start()
 
@@ -79,34 +101,41 @@ class MlflowSink:
             self._files.append((Path(path), folder))
 
     def flush(self) -> None:
-        """Send what is waiting, for moments that a restart does not come by again (checkpoints).
+        """What waits is sent or in the file, for moments that a restart does not come by again (checkpoints).
 
-        While the server does not answer nothing is waited for: the thread goes on trying.
+        While the server does not answer it is not waited for: the thread goes on trying.
         """
-        if not self._trouble:
-            with contextlib.suppress(Exception):
-                self._send()
+        self._round.clear()
+        self._wake.set()
+        if not self._trouble and not self._round.wait(CHECKPOINT_SECONDS):
+            self._trouble = True
+        self._keep()
 
     def close(self) -> None:
-        """Send what is left, for at most half a minute."""
+        """Send what is left, for at most half a minute; what then still waits goes to the file."""
         if self._closed:
             return
         self._closed = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
+        self._keep()
+        if left := self._unsent():
+            where = f": they are in {self._file} until it answers" if self._kept else ""
+            _log.warning("MLflow did not take %d items after %d failures%s", left, self.failures, where)
 
     def _run(self) -> None:
         while not self._closed:
             self._wake.wait(self._every)
+            self._wake.clear()
             with contextlib.suppress(Exception):
                 self._send()
+            self._round.set()
         for _ in range(3):
             with contextlib.suppress(Exception):
                 self._send()
-            if not (left := self._unsent()):
+            if not self._unsent():
                 return
             time.sleep(0.5)
-        _log.warning("MLflow did not take %d items after %d failures: they are not in its run", left, self.failures)
 
     def _unsent(self) -> int:
         return len(self._metrics) + len(self._pictures) + len(self._files) + len(self._params)
@@ -115,12 +144,16 @@ class MlflowSink:
         """One round; what fails stays in line for the next."""
         with self._sending:
             try:
+                if abs(time.time() - self._sent_at) > SILENT_SECONDS:
+                    self._last = None
                 client = self._open()
                 self._send_params(client)
                 self._send_metrics(client)
                 self._send_pictures(client)
                 self._send_files(client)
-                self._trouble = False
+                self._trouble, self._sent_at = False, time.time()
+                if self._kept:
+                    self._keep()
             except Exception:
                 self.failures, self._trouble = self.failures + 1, True
                 raise
@@ -160,22 +193,18 @@ class MlflowSink:
         assert self._last is not None
         while self._metrics:
             with self._lock:
-                batch = [self._metrics.popleft() for _ in range(min(_BATCH, len(self._metrics)))]
+                batch = list(islice(self._metrics, _BATCH))  # they stay in line until they are there
             rows, last = [], dict(self._last)
             for raw_name, value, stamp, step in batch:
                 name = metric_name(raw_name)
                 if step > last.get(name, -1):
                     last[name] = step
                     rows.append(Metric(name, value, stamp, step))
-            try:
-                if rows:
-                    client.log_batch(self._run_id, metrics=rows)
-            except Exception:
-                with self._lock:  # in line again, but never at the cost of newer ones
-                    room = _MOST_WAITING - len(self._metrics)
-                    self._metrics.extendleft(reversed(batch[-room:] if room else []))
-                raise
+            if rows:
+                client.log_batch(self._run_id, metrics=rows)  # values that are there already are not doubled
             self._last = last
+            for waiting in batch:
+                self._sent(self._metrics, waiting)
 
     def _send_pictures(self, client: MlflowClient) -> None:
         while self._pictures:
@@ -195,11 +224,41 @@ class MlflowSink:
                 _log.warning("%s was gone before it could be logged to MLflow", path)
             self._sent(self._files, first)
 
+    def _keep(self) -> None:
+        """The values that wait are in the file, and no others."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError), self._lock:
+            if self._metrics:
+                _write_values(self._file, self._metrics)
+            else:
+                self._file.unlink(missing_ok=True)
+            self._kept = bool(self._metrics)
+
     def _sent(self, line: deque[Any], item: Any) -> None:
         """Out of the line, unless newer ones have pushed it out meanwhile."""
         with self._lock:
             if line and line[0] is item:
                 line.popleft()
+
+
+def _read_values(path: Path) -> list[Value]:
+    """Those of an earlier sink; none where there is no file, or another one."""
+    try:
+        return [
+            (str(n), float(v), int(t), int(step)) for n, v, t, step in map(json.loads, path.read_text().splitlines())
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, ArithmeticError) as error:
+        _log.warning("%s is not readable (%s): the values in it are not in MLflow", path, error)
+        return []
+
+
+def _write_values(path: Path, values: Iterable[Value]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(json.dumps(value) + "\n" for value in values))
+    os.replace(part, path)
 
 
 def _read_steps(text: str) -> dict[str, int]:

@@ -69,6 +69,7 @@ class Stage(Leased, Base):
     unit: Mapped[str] = mapped_column(String(32), default="")
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     notes: Mapped[list[str]] = mapped_column(JSON, default=list)
+    warm: Mapped[str | None] = mapped_column(String(64))  # key of the pair that this pair begins at
 
     def __repr__(self) -> str:
         return f"stage {self.name} ({self.key[:8]})"

@@ -2,7 +2,8 @@
 
 The driver opens and ends runs (`Tracker`); workers only log into the run they were given (sink.py). A stage that is
 taken up again goes on in the same run. MLflow shows what happened and decides nothing: once the first contact has
-succeeded, its failures are reported and never stop a job.
+succeeded, its failures are reported and never stop a job. A server that goes away is waited for, for a while; what
+trains meanwhile trains on, and its values arrive later.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,14 +24,20 @@ from lavatar.errors import JobError
 from lavatar.inference.figures import flat
 from lavatar.masking import masked
 from lavatar.platform.home import TRACKING_VARIABLE, Home
-from lavatar.platform.sink import MlflowSinkFactory
+from lavatar.platform.leases import process_mark
+from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
 from lavatar.training.files import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PATIENCE_SECONDS = 180.0
+"""How long a server that went away is waited for, once."""
 PARENT_TAG = "mlflow.parentRunId"
+HOME_TAG, OWNER_TAG = "lavatar.home", "lavatar.owner"
+"""Of every run: the home that it belongs to, and the process that opened it last."""
+OPENED_TAG = "lavatar.opened"  # by it a run is found whose making was not answered
 EVALUATION = "evaluation"
 _LONGEST_PARAM = 500
 _STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED", State.CANCELLED: "KILLED"}
@@ -45,7 +54,8 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("mlflow", "alembic", "sqlalchemy"):
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"mlflow(\..*)?")
 
@@ -90,58 +100,80 @@ class Tracker:
         self._home, self._warn = home, warn
         self.client = connect(home)
         self.uri = home.tracking_uri
+        self._gone = False  # it was waited for in vain
 
     def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
         """The job's parent run: `run_id` again if it still exists, else a new one."""
-        return self._try("open the job's run", lambda: self._open(experiment, f"job {job_id}", run_id, None, params))
+        return self._open("the job's run", experiment, f"job {job_id}", run_id, None, params)
 
     def open_stage(
         self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
     ) -> str | None:
         """A stage's run, nested below `parent`."""
-        return self._try(f"open the run of {name}", lambda: self._open(experiment, name, run_id, parent, params))
+        return self._open(f"the run of {name}", experiment, name, run_id, parent, params)
 
     def end(self, run_id: str | None, state: State) -> bool:
         """End a run as the stage or job ended. True if it is ended (or does not exist)."""
         if run_id is None:
             return True
-        return self._try("end a run", lambda: self._end(run_id, _STATUS[state])) is True
+        patient = state in (State.FINISHED, State.FAILED)  # who stops a job waits for nobody: the next submit ends it
+        return self._try("end a run", lambda _: self._end(run_id, _STATUS[state]), patient=patient) is True
 
     def sink_factory(self, run_id: str | None) -> MlflowSinkFactory | None:
         """What a worker logs through; it travels pickled."""
-        return MlflowSinkFactory(self.uri, run_id) if run_id else None
+        return MlflowSinkFactory(self.uri, run_id, self._home.unsent(run_id)) if run_id else None
 
     def log_result(self, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """A finished stage's figures (flattened to a.b.c) and its files."""
         if run_id is None:
             return
-        self._try("log results", lambda: self._log_result(run_id, metrics, files))
+        self._try("log results", lambda _: self._log_result(run_id, metrics, files))
 
     def log_evaluation(self, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """An evaluation in the run of its job: figures as evaluation/self/psnr, files below evaluation/."""
         if run_id is None:
             return
         figures = {f"{EVALUATION}/{name}": value for name, value in flat(dict(metrics)).items()}
-        self._try("log the evaluation", lambda: self._log_result(run_id, figures, files, EVALUATION))
+        self._try("log the evaluation", lambda _: self._log_result(run_id, figures, files, EVALUATION))
 
     def _open(
-        self, experiment: str, name: str, run_id: str | None, parent: str | None, params: Mapping[str, Any]
-    ) -> str:
-        if run_id is not None and self._exists(run_id):
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
-        tags = {PARENT_TAG: parent} if parent else {}
-        run = self.client.create_run(self._experiment(experiment), tags=tags, run_name=name)
-        self._log_params(run.info.run_id, params)
-        return str(run.info.run_id)
+        self,
+        what: str,
+        experiment: str,
+        name: str,
+        run_id: str | None,
+        parent: str | None,
+        params: Mapping[str, Any],
+    ) -> str | None:
+        """`run_id` again if it exists, or while MLflow does not answer; else a new run."""
+        own = {HOME_TAG: self._home.identity(), OWNER_TAG: process_mark()}
+        tags = {**own, OPENED_TAG: uuid.uuid4().hex, **({PARENT_TAG: parent} if parent else {})}
+
+        def open_(again: bool) -> str:
+            if run_id is not None and self._exists(run_id):
+                for key, value in own.items():
+                    self.client.set_tag(run_id, key, value)
+                self.client.update_run(run_id, status="RUNNING")
+                return run_id
+            where = self._experiment(experiment)
+            wanted = f"tags.`{OPENED_TAG}` = '{tags[OPENED_TAG]}'"  # the answer to its making may have been lost
+            made = self.client.search_runs([where], wanted) if again else []
+            run = made[0] if made else self.client.create_run(where, tags=tags, run_name=name)
+            self._log_params(run.info.run_id, params)
+            return str(run.info.run_id)
+
+        opened: str | None = self._try(f"open {what}", open_)
+        return opened or run_id
 
     def _exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:
             return self.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException:
-            return False
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # not: no answer
+                return False
+            raise
 
     def _experiment(self, name: str) -> str:
         """Its id. Two drivers may make it at once, and a deleted one is brought back."""
@@ -168,32 +200,64 @@ class Tracker:
             self.client.log_batch(run_id, params=flat[i : i + 100])
 
     def _end(self, run_id: str, status: str) -> bool:
+        unsent = self._home.unsent(run_id)
         if self._exists(run_id):
+            if unsent.exists():
+                MlflowSink(self.uri, run_id, unsent).close()
+            if unsent.exists():
+                raise JobError("some of its values were not taken")
             self.client.set_terminated(run_id, status=status)
+        unsent.unlink(missing_ok=True)
         return True
 
     def _log_result(
         self, run_id: str, metrics: Mapping[str, Any], files: Mapping[str, Path], folder: str | None = None
     ) -> None:
-        import time
-
         from mlflow.entities import Metric
 
         stamp = int(time.time() * 1000)
-        numbers = {k: v for k, v in flatten(metrics).items() if isinstance(v, (int, float))}
-        rows = [Metric(metric_name(k), float(v), stamp, 0) for k, v in numbers.items()]
+        numbers = {metric_name(k): float(v) for k, v in flatten(metrics).items() if isinstance(v, (int, float))}
+        there = self.client.get_run(run_id).data.metrics  # an attempt that died after this may have logged it
+        rows = [Metric(name, value, stamp, 0) for name, value in numbers.items() if there.get(name) != value]
         for i in range(0, len(rows), 500):
             self.client.log_batch(run_id, metrics=rows[i : i + 500])
         for path in files.values():
             if path.is_file():
                 self.client.log_artifact(run_id, str(path), folder)
 
-    def _try(self, what: str, action: Callable[[], Any]) -> Any:
+    def wait(self) -> bool:
+        """Whether MLflow answers; one that went away is waited for, but in vain only once."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        said = False
+        while not self._answers():
+            if self._gone or time.monotonic() > deadline:
+                self._gone = True
+                return False
+            if not said:
+                self._warn("MLflow does not answer: it is waited for; what trains trains on")
+            said = True
+            time.sleep(1.0)
+        self._gone = False
+        return True
+
+    def _answers(self) -> bool:
         try:
-            return action()
-        except Exception as error:  # whatever MLflow raises, the job goes on
-            self._warn(f"MLflow could not {what}: {_first_line(error)}")
-            return None
+            self.client.search_experiments(max_results=1)
+        except Exception:  # MLflow, SQLAlchemy, requests: no common root
+            return False
+        return True
+
+    def _try(self, what: str, action: Callable[[bool], Any], *, patient: bool = True) -> Any:
+        """`action(False)` and, where MLflow answers (again) after it failed, `action(True)`."""
+        for again in (False, True):
+            try:
+                return action(again)
+            except Exception as error:  # whatever MLflow raises, the job goes on
+                failure = error
+            if not (patient and self.wait()):
+                break
+        self._warn(f"MLflow could not {what}: {_first_line(failure)}")
+        return None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

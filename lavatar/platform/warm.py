@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
@@ -34,13 +34,10 @@ class _Trained:
     pair: JobPair
     score: float | None
 
-    def source(self, home: Home) -> WarmSource:
-        folder = release_dir(home.absolute(self.stage.out_dir))
-        return WarmSource(self.stage.key, self.stage.name.removeprefix("pair:"), folder)
 
-    def there(self, home: Home) -> bool:
-        """Whether a new pair can read it."""
-        return released(home, self.stage)
+def source_at(home: Home, stage: Stage) -> WarmSource:
+    """A pair's stage as a place to begin at."""
+    return WarmSource(stage.key, stage.name.removeprefix("pair:"), release_dir(home.absolute(stage.out_dir)))
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,16 @@ class WarmChoice:
         if not self.recipe.pair_learning.warm:
             return None
         trained = _pairs_of(self.registry, avatar_key)
-        ways = {pair_key(None): None, **{pair_key(t.source(self.home)): t for t in trained}}
+        starts = [*_without_a_job(self.registry), *(t.stage for t in trained)]
+        ways = {pair_key(None): None, **{pair_key(source_at(self.home, s)): s for s in starts}}
         known = self._known(ways)
         if known is not None:
             before = ways[known]
-            return before.source(self.home) if before else None
+            return source_at(self.home, before) if before else None
         fitting = [t for t in trained if self._fits(t, actor)]
-        return max(fitting, key=_rank).source(self.home) if fitting else None
+        return source_at(self.home, max(fitting, key=_rank).stage) if fitting else None
 
-    def _known(self, ways: Mapping[str, _Trained | None]) -> str | None:
+    def _known(self, ways: Mapping[str, Stage | None]) -> str | None:
         """Of the stages that this pair may have, the newest finished one; else the newest that can still be done."""
         done = ledger.finished(self.registry, self.home, ways)
         with self.registry.read() as session:
@@ -77,8 +75,9 @@ class WarmChoice:
         newest = max(usable, key=lambda row: (row.key in done, row.started or 0.0, row.created, row.key))
         return newest.key
 
-    def _startable(self, start: _Trained | None) -> bool:
-        return start is None or start.there(self.home)
+    def _startable(self, start: Stage | None) -> bool:
+        """Whether a new pair can read it."""
+        return start is None or released(self.home, start)
 
     def _fits(self, trained: _Trained, actor: Person) -> bool:
         """Finished and there, of another actor, and of a Y-network and losses that are the same."""
@@ -89,7 +88,7 @@ class WarmChoice:
         except JobError:  # made by another lavatar
             return False
         same = (theirs.ynet, theirs.ynet_loss) == (self.recipe.ynet, self.recipe.ynet_loss)
-        return same and trained.there(self.home)
+        return same and self._startable(trained.stage)
 
 
 def _rank(trained: _Trained) -> tuple[bool, float, float, str]:
@@ -109,6 +108,15 @@ def _pairs_of(registry: Registry, avatar_key: str) -> list[_Trained]:
             for stage, job, pair in session.execute(query).all()
         }
     return list(found.values())
+
+
+def _without_a_job(registry: Registry) -> list[Stage]:
+    """Pairs that others began at and whose own job was deleted: the others' keys cannot be told without them."""
+    begun = aliased(Stage)
+    starts = select(begun.warm).where(begun.warm.is_not(None))
+    alone = Stage.key.not_in(select(JobStage.stage_key))
+    with registry.read() as session:
+        return list(session.scalars(select(Stage).where(Stage.key.in_(starts), alone)))
 
 
 def _score(session: Session, pair_key: str) -> float | None:

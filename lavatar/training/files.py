@@ -56,11 +56,14 @@ def _storage_error(path: Path, reason: str) -> StorageError:
 
 
 @contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """One process at a time on this machine holds `lock` (an empty file that stays); freed when the process dies."""
+def exclusive(lock: Path, *, shared: bool = False) -> Iterator[None]:
+    """One process at a time on this machine holds `lock` (an empty file that stays); freed when the process dies.
+
+    `shared`: as many as like, but none of them beside one that holds it alone.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lavatar.cluster.memory import out_of_memory
 from lavatar.configs.recipe import load_recipe, recipe_names
 from lavatar.configs.training import TrainingConfig
 from lavatar.contracts import NullSink, VideoSource
@@ -98,3 +99,9 @@ def take_steps(task: TrainingTask, config: TrainingConfig, device: torch.device)
     for name, group in optimizer.parameters_by_group().items():
         same = all(torch.equal(a.to(device), b) for a, b in zip(before[name], group, strict=True))
         assert same == (name not in moved), name
+
+
+def test_more_than_the_device_has_counts_as_out_of_memory(device: torch.device) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.uint8, device=device)
+    assert out_of_memory(caught.value)

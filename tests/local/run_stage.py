@@ -1,6 +1,6 @@
 """Run as a script by the tests: a foreground submit in small, to be ended in every way.
 
-run_stage.py HOME NAME    prints "running" once the training's first steps are done
+run_stage.py HOME NAME [SILENCE]    prints "running" once the training's first steps are done
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import toy_bodies
 from test_cluster_stages import _pair_spec
 
+from lavatar.cluster import mailbox
 from lavatar.cluster.stages import StageRunner
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a submit has it
     home, told = Path(sys.argv[1]), False
     toy_bodies.ship()
+    mailbox.SILENCE_SECONDS = float(sys.argv[3]) if len(sys.argv) > 3 else mailbox.SILENCE_SECONDS
     with StageRunner(home, bodies=toy_bodies.BODIES) as runner:
         if sys.argv[2] == "raise":
             raise RuntimeError("the driver fails")

@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -57,15 +58,14 @@ class Lavatar:
     """The command line, in processes of its own, with one home."""
 
     home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    script: tuple[str, ...] = ("-m", "lavatar.platform.cli")
     started: list[subprocess.Popen[str]] = field(default_factory=list)
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "LAVATAR_HOME": str(self.home)}
-        for name in ("LAVATAR_REGISTRY", "MLFLOW_TRACKING_URI"):
-            environment.pop(name, None)
-        environment |= self.environment
-        command = [sys.executable, "-m", "lavatar.platform.cli", *args]
+        theirs = {k: v for k, v in os.environ.items() if k not in ("LAVATAR_REGISTRY", "MLFLOW_TRACKING_URI")}
+        environment = {**theirs, **self.environment, "LAVATAR_HOME": str(self.home)}
+        command = [sys.executable, *self.script, *args]
         error = (self.home.parent / "stderr.txt").open("a")
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=error, text=True, start_new_session=True
@@ -82,7 +82,7 @@ class Lavatar:
         """What standard error got lately, of all commands."""
         return (self.home.parent / "stderr.txt").read_text()[-3000:]
 
-    def submit(self, avatar: str, actor: str, *extra: str, **changes: int) -> tuple[str, ...]:
+    def submit(self, avatar: str, actor: str, *extra: str, **changes: Any) -> tuple[str, ...]:
         toy = {**TOY, **{key.replace("__", "."): value for key, value in changes.items()}}
         settings = [part for key, value in toy.items() for part in ("--set", f"{key}={json.dumps(value)}")]
         return ("submit", "--avatar", avatar, "--actor", actor, *settings, *extra)

@@ -113,7 +113,7 @@ def test_a_store_that_fails_one_request_in_five_is_not_noticed(
     for text in (shown, written):
         assert "secret-of-the-tests" not in text
         assert "key-of-the-tests" not in text
-    left = [path for path in first.home.rglob(".*") if path.name.endswith((".fetch", ".sending", ".part"))]
+    left = [path for path in first.home.rglob(".*") if path.name.endswith(".part")]
     assert left == []
 
 

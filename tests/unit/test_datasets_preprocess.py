@@ -19,8 +19,9 @@ from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, NullSink, VideoSource
 from lavatar.datasets import pose, shards, tracks
 from lavatar.datasets.preprocess import dataset_digest, preprocess, serial, track_driver
+from lavatar.datasets.salvage import remains, take_apart
 from lavatar.datasets.weights import WEIGHTS
-from lavatar.errors import FaceError, Interrupted, StorageError, VideoError, WeightsError
+from lavatar.errors import FaceError, Interrupted, ShardError, StorageError, VideoError, WeightsError
 from tests.unit.video_files import clip_of, write_video
 
 SMALL = PreprocessConfig(
@@ -119,6 +120,23 @@ def test_an_interrupted_attempt_is_taken_up(clip: Path, tmp_path: Path) -> None:
     assert (tmp_path / "d" / "00000.tar").stat().st_ino == kept
     run(clip, tmp_path / "fresh")
     assert bytes_of(tmp_path / "d") == bytes_of(tmp_path / "fresh")
+
+
+def test_of_a_damaged_dataset_only_the_damaged_segment_is_made_again(clip: Path, tmp_path: Path) -> None:
+    run(clip, tmp_path / "d")
+    whole = bytes_of(tmp_path / "d")
+    nodes = {name: (tmp_path / "d" / name).stat().st_ino for name in whole}
+    damaged = bytearray(whole["00001.tar"])
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "d" / "00001.tar").write_bytes(damaged)
+    assert take_apart(tmp_path / "d") == 2
+    assert remains(tmp_path / "d").useless == ()
+    with pytest.raises(ShardError, match="is no dataset"):
+        shards.verify(tmp_path / "d")
+    run(clip, tmp_path / "d")
+    assert bytes_of(tmp_path / "d") == whole
+    made = {name for name in whole if (tmp_path / "d" / name).stat().st_ino != nodes[name]}
+    assert made <= {"00001.tar", "manifest.json"}
 
 
 def test_digest_depends_on_bytes_and_configuration_not_on_the_name(clip: Path, tmp_path: Path) -> None:

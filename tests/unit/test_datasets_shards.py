@@ -76,6 +76,22 @@ def test_flipped_bytes_are_found_and_named(tmp_path: Path, member: str) -> None:
         list(shards.iterate(tmp_path))
 
 
+def test_what_must_be_whole_names_tars_and_samples(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    shards.require_whole(tmp_path)
+    for key in (10, 11, 12, 14):
+        flip_bytes(tmp_path / "shard-00001.tar", f"{key:08d}.image.jpg")
+    with pytest.raises(ShardError) as caught:
+        shards.require_whole(tmp_path)
+    assert "shard-00001.tar has SHA-256" in caught.value.message
+    assert "sample 00000010: image.jpg has another checksum" in caught.value.message
+    assert caught.value.message.endswith("and 1 more")
+    tar = tmp_path / "shard-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    with pytest.raises(ShardError, match=r"shard-00000.tar is damaged at or after 0000000"):
+        shards.require_whole(tmp_path)
+
+
 def test_truncated_and_missing_tars_are_named(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     tar = tmp_path / "shard-00000.tar"

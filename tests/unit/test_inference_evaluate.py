@@ -351,6 +351,7 @@ def test_a_failed_preview_leaves_what_was_there(preview: Run, tmp_path: Path) ->
     out = tmp_path / "out"
     out.mkdir()
     (out / "metrics.json").write_text("old")
+    (tmp_path / ".out.1.part").mkdir()  # by a process that was killed
     with pytest.raises(DataError, match="no released model"):
         make_preview(replace(spec, out_dir=out, inputs={**spec.inputs, "pair": tmp_path / "nowhere"}))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

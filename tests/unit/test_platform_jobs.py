@@ -16,7 +16,7 @@ import pytest
 
 from lavatar.cluster.results import read_result, write_result
 from lavatar.contracts import Event, StageKind, StageResult
-from lavatar.errors import FaceError, Interrupted, JobError, StageBusyError, StageFailedError, StorageError
+from lavatar.errors import FaceError, Interrupted, JobError, ShardError, StageBusyError, StageFailedError, StorageError
 from lavatar.platform import execution, jobs, ledger, registering
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
@@ -407,10 +407,14 @@ def test_a_job_that_was_taken_over_stops_itself(world: tuple[Home, Registry], mo
         handle.until_cancelled()
         raise AssertionError
 
+    ended: list[str | None] = []
+    monkeypatch.setattr(NoTracker, "end", lambda self, run_id, state: ended.append(run_id) or True)
     with pytest.raises(Exception, match="another process has taken this job over"):
         run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
     job = ledger.get_job(registry, plan.job_id)
     assert (job.state, job.owner) == ("running", "somebody else")
+    assert ended, "those of the stages before"
+    assert all(run.startswith("run of preprocess:") for run in ended if run), "the others go on, elsewhere"
 
 
 def test_a_damaged_model_is_trained_again(world: tuple[Home, Registry]) -> None:
@@ -484,3 +488,65 @@ def test_jobs_are_found_by_the_beginning_of_their_id(world: tuple[Home, Registry
     run_job(office(home, registry, FakeRunner()), make_plan(home, "A", "C"))
     with pytest.raises(ledger.UnknownJobError, match="begins 2 jobs"):
         ledger.get_job(registry, "")
+
+
+def _meets_damage(handle: FakeHandle) -> StageResult:
+    """A training whose dataset is damaged as often as there is a file that says so."""
+    folder = handle.spec.inputs["actor_dataset"]
+    if (folder / "damaged").exists():
+        raise ShardError(f"{folder}: 00001.tar has another SHA-256")
+    return finish(handle)
+
+
+def _take_away(folder: Path) -> bool:
+    found = (folder / "damaged").exists()
+    if found:
+        (folder / "manifest.json").unlink()
+        (folder / "damaged").unlink()
+    return found
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_damaged_dataset_is_made_again_once(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    home, registry = world
+    plan, made = make_plan(home), []
+
+    def preprocess(handle: FakeHandle) -> StageResult:
+        result = finish(handle)
+        made.append(handle.spec.name)
+        if made.count("preprocess:B") <= times and handle.spec.name == "preprocess:B":
+            (handle.spec.out_dir / "damaged").touch()
+        return result
+
+    monkeypatch.setattr(execution, "take_away_damaged", _take_away)
+    runner = FakeRunner({"preprocess": preprocess, "pair": _meets_damage})
+    if times == 1:
+        run_job(office(home, registry, runner), plan)
+        assert runner.started[2:] == ["avatar:A", "pair:A<-B", "preprocess:B", "pair:A<-B", "preview:A<-B"]
+        attempts = {view.name: view.stage.attempts for view in ledger.job_stages(registry, plan.job_id)}
+        assert attempts["preprocess:B"] == attempts["pair:A<-B"] == 2
+        assert attempts["preprocess:A"] == attempts["avatar:A"] == 1
+        assert set(states(registry, plan).values()) == {"finished"}
+        texts = [event.text for event in ledger.events(registry, plan.job_id)]
+        assert any("00001.tar has another SHA-256: preprocess:B is made again" in text for text in texts)
+    else:
+        with pytest.raises(StageFailedError, match=r"00001\.tar has another SHA-256"):
+            run_job(office(home, registry, runner), plan)
+        assert made.count("preprocess:B") == 2
+
+
+def test_a_reader_that_finds_no_damage_on_disk_fails(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, registry = world
+
+    def broken(handle: FakeHandle) -> StageResult:
+        raise ShardError("00001.tar, sample 00000003: image.jpg cannot be decoded")
+
+    monkeypatch.setattr(execution, "take_away_damaged", _take_away)
+    runner = FakeRunner({"pair": broken})
+    with pytest.raises(StageFailedError, match="cannot be decoded"):
+        run_job(office(home, registry, runner), make_plan(home))
+    assert runner.started.count("pair:A<-B") == 1

@@ -128,6 +128,34 @@ def test_a_curve_goes_on_in_the_same_run_without_double_steps(tracker: Tracker) 
     assert len(curve(tracker, run, "rate _1_")) == 100
 
 
+def test_a_sink_that_wakes_late_repeats_nothing_of_what_another_logged(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was stopped, another one went on with the run, and then it was continued."""
+    monkeypatch.setattr("lavatar.platform.sink.SILENT_SECONDS", 0.1)
+    run = tracker.open_stage(experiment_name("A", "late"), "avatar:A", None, None, {})
+    late, other = MlflowSink(tracker.uri, run or "", flush_seconds=60), MlflowSink(tracker.uri, run or "")
+    late.log_metrics(1, {"total": 1.0})
+    late.flush()
+    time.sleep(0.2)
+    for sink in (other, late):
+        for step in (1, 2, 3):
+            sink.log_metrics(step, {"total": float(step)})
+        sink.flush()
+    for sink in (other, late):
+        sink.close()
+    assert curve(tracker, run or "") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_results_that_an_attempt_logged_before_it_died_are_not_logged_again(tracker: Tracker) -> None:
+    run = tracker.open_stage(experiment_name("A", "twice"), "preview:A<-B", None, None, {})
+    for _ in range(2):
+        tracker.log_result(run, {"self": {"psnr": 30.0, "lpips": None}}, {})
+    assert curve(tracker, run or "", "self.psnr") == [(0, 30.0)]
+    tracker.log_result(run, {"self": {"psnr": 31.0}}, {})
+    assert len(curve(tracker, run or "", "self.psnr")) == 2, "another evaluation is another figure"
+
+
 def test_pictures_params_and_files(tracker: Tracker, tmp_path: Path) -> None:
     run = tracker.open_stage(experiment_name("A", "pictures"), "avatar:A", None, None, {"steps": 5})
     (tmp_path / "curves.json").write_text("{}")

@@ -10,7 +10,7 @@ import click
 from lavatar.configs.baselines import BASELINES
 from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
-from lavatar.platform.home import Home
+from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, reserved
 
 METHODS = ",".join(BASELINES)
@@ -121,7 +121,7 @@ def _run(home: Home, folder: Path, rows: list[Any], as_json: bool) -> None:
     from lavatar.platform.tracking import Tracker
 
     display = open_display()
-    with reserved():
+    with reserved(), working_in(home):
         try:
             with StageRunner(home.root, backend="inline") as runner, terminate_as_interrupt():
                 tracker = Tracker(home, lambda text: display.message(text, "warning"))

@@ -1,6 +1,8 @@
-"""lavatar doctor: check this machine."""
+"""lavatar doctor: check this machine and the home."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,28 +10,65 @@ from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, reserved
 
+if TYPE_CHECKING:
+    from lavatar.platform.findings import Outcome
+
 _MARKS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error": ("error  ", "red")}
 
 
 @click.command()
 @click.option("--ray", is_flag=True, help="Start and stop a local Ray cluster as well (half a minute).")
+@click.option("--repair", is_flag=True, help="Mend what a crash or a bad disk left in the home, and say what was done.")
 @json_option
-def doctor(ray: bool, as_json: bool) -> int:
-    """Check this machine.
+def doctor(ray: bool, repair: bool, as_json: bool) -> int:
+    """Check this machine and the home; mend what a crash left.
 
-    Exit code 1 if something that every job needs is wrong.
+    In the home it looks for stages and jobs whose process died, MLflow runs that nobody ends, half-written datasets,
+    temporary files, and files that do not have their checksum, each of which is read. What a living process uses is
+    left alone.
+
+    Exit code 1 if something that every job needs is wrong, or something in the home is left to mend.
     """
     from lavatar.platform.doctor import examine
 
+    home = Home.from_environment()
     with reserved():
-        checks = examine(Home.from_environment(), ray=ray)
-        failed = any(check.state == "error" for check in checks)
-        if as_json:
-            answer_json({"ok": not failed, "checks": [vars(check) for check in checks]})
-        else:
+        checks = examine(home, ray=ray)
+        if not as_json:
             for check in checks:
                 mark, colour = _MARKS[check.state]
                 answer(f"{click.style(mark, fg=colour)} {check.name}: {check.text}")
                 if check.hint:
                     answer(f"        {check.hint}")
+        usable = not any(check.state == "error" and check.name in ("home", "registry") for check in checks)
+        outcomes = _inspect(home, repair, as_json) if usable else []
+        failed = any(check.state == "error" for check in checks) or any(not found.mended for found in outcomes)
+        if as_json:
+            findings = [found.to_json() for found in outcomes]
+            answer_json({"ok": not failed, "checks": [vars(check) for check in checks], "findings": findings})
+        elif outcomes and not repair:
+            answer("mend what was found with: lavatar doctor --repair")
     return 1 if failed else 0
+
+
+def _inspect(home: Home, repair: bool, as_json: bool) -> list[Outcome]:
+    """What is wrong in the home, shown as it is found."""
+    from lavatar.platform.progress import DisplaySink, open_display
+    from lavatar.platform.repair import inspect
+
+    display, outcomes = open_display(), []
+    try:
+        for found in inspect(home, DisplaySink(display), repair=repair):
+            outcomes.append(found)
+            if not as_json:
+                _show(found)
+    finally:
+        display.close()
+    return outcomes
+
+
+def _show(found: Outcome) -> None:
+    mark, colour = ("mended ", "green") if found.mended else ("found  ", "red")
+    answer(f"{click.style(mark, fg=colour)} {found.finding.what}")
+    answer(f"        {found.finding.where}")
+    answer(f"        {found.finding.mending}" + (f"; not mended: {found.reason}" if found.reason else ""))

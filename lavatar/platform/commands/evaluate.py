@@ -10,7 +10,7 @@ import click
 
 from lavatar.errors import LavatarError, UsageError
 from lavatar.platform.commands.options import json_option
-from lavatar.platform.home import Home
+from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, reserved
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
     home = Home.from_environment()
     registry = open_registry(home)
     found = find_avatar(registry, home, avatar) if actor is None else find_pair(registry, home, avatar, actor)
-    home.fetch(found.avatar, found.avatar_data, found.pair, found.actor_data)
     folder = (folder or home.evaluation_dir(avatar, actor)).absolute()
     if folder.exists() and not folder.is_dir():
         raise UsageError(
             f"the output {folder} is a file", "Name a folder: the page, the figures and the table go there."
         )
-    with reserved():
+    with reserved(), working_in(home):
+        home.fetch(found.avatar, found.avatar_data, found.pair, found.actor_data)
         display = open_display()
         try:
             metrics, notes, files = _measure(found, folder, display)

@@ -15,7 +15,7 @@ FOLLOW_SECONDS = 1.0
 
 @click.group()
 def jobs() -> None:
-    """What was submitted: list, show, logs, cancel, resume, retry."""
+    """What was submitted: list, show, logs, cancel, resume, retry, delete."""
 
 
 @jobs.command(name="list")
@@ -144,6 +144,26 @@ def resume(job: str, detach: bool, as_json: bool) -> None:
 def retry(job: str, detach: bool, as_json: bool) -> None:
     """Try what failed in a job again; what it finished is kept. The same as resume for a job that was stopped."""
     _take_up(job, as_json, detach=detach)
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def delete(job: str, as_json: bool) -> None:
+    """Forget a job that does not run, and its log. Files stay until `lavatar gc` frees what no other job needs."""
+    from lavatar.platform.deletion import delete_job
+    from lavatar.platform.ledger import get_job
+    from lavatar.platform.registry import open_registry
+
+    registry = open_registry(Home.from_environment())
+    row = get_job(registry, job)
+    left = delete_job(registry, row.id)
+    if as_json:
+        answer_json({"deleted": row.id, "stages_no_job_needs": left})
+        return
+    answer(f"deleted job {row.id} ({row.avatar} <- {row.actor})")
+    if left:
+        note(f"{len(left)} of its stages are needed by no other job: lavatar gc --dry-run")
 
 
 @jobs.command(hidden=True)

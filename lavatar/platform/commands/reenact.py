@@ -9,7 +9,7 @@ import click
 
 from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
-from lavatar.platform.home import Home
+from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, reserved
 
 
@@ -38,8 +38,8 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
     registry = open_registry(home)
     found = find_pair(registry, home, avatar, actor)
     assert found.pair is not None
-    home.fetch(found.avatar, found.pair)
-    with reserved():
+    with reserved(), working_in(home):
+        home.fetch(found.avatar, found.pair)
         from lavatar.inference.loading import best_device, load_avatar, load_pair
         from lavatar.inference.reenact import reenact_video
 

@@ -1,0 +1,149 @@
+"""What no job refers to: found with its size, and freed.
+
+A job needs its stages, and the pair that one of its own began at. What is registered in MLflow is complete there, and
+stays. What benchmarks, evaluations and reenactments wrote into the home is the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from lavatar.errors import JobError, LavatarError
+from lavatar.platform import runs
+from lavatar.platform.home import KEY, Home, size_of
+from lavatar.platform.leases import owner_alive
+from lavatar.platform.leftovers import leftovers
+from lavatar.platform.registry import Registry, hold_stages
+from lavatar.platform.states import State
+from lavatar.platform.tables import Artefact, Dataset, Stage
+from lavatar.platform.usage import Usage, benchmarked, needed, undisturbed, unneeded, usage_of
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that can be freed: what it is, where, its bytes. `free` says whether it still could be."""
+
+    what: str
+    where: str
+    bytes: int
+    free: Callable[[], bool] = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"what": self.what, "where": self.where, "bytes": self.bytes}
+
+
+def garbage(home: Home, registry: Registry, warn: Callable[[str], None]) -> list[Item]:
+    """Everything that can be freed now."""
+    usage = usage_of(home, registry)
+    items = list(_leftovers(home, registry, usage))
+    if not usage.others:
+        items += [*_stages(home, registry), *_strays(home, registry)]
+    return [*items, *_runs(home, registry, warn)]
+
+
+def freed(item: Item, warn: Callable[[str], None]) -> bool:
+    """Free it. False where it is needed or used again, or where that failed, which is told."""
+    try:
+        return item.free()
+    except LavatarError as error:
+        warn(f"{item.what} is not freed: {error.message}")
+    except OSError as error:
+        warn(f"{item.what} is not freed: {error.filename or item.where}: {error.strerror or error}")
+    return False
+
+
+def _stages(home: Home, registry: Registry) -> Iterator[Item]:
+    """Rows with their folders and logs."""
+    shown = benchmarked(home)
+    with registry.read() as session:
+        rows = [stage for stage in unneeded(session) if stage.key not in shown]
+    for stage in rows:
+        paths = [home.absolute(stage.out_dir), _log(home, stage.key)]
+        size = sum(size_of(path) for path in paths)
+        yield Item(f"{stage!r}", str(paths[0]), size, partial(_free, home, registry, stage.key, paths))
+
+
+def _strays(home: Home, registry: Registry) -> Iterator[Item]:
+    """Folders and logs of stages that the registry does not know, but for what benchmarks show."""
+    with registry.read() as session:
+        known = set(session.scalars(select(Stage.key))) | benchmarked(home)
+    folders = [folder for folder in home.stage_dirs() if folder.name not in known]
+    logs = [path for path in sorted((home.root / "logs").glob("*.log")) if KEY.fullmatch(path.stem)]
+    for path in (*folders, *(log for log in logs if log.stem not in known)):
+        key = path.stem
+        what = f"{'log' if path.suffix else path.parent.name} of a stage that is not registered ({key[:8]})"
+        yield Item(what, str(path), size_of(path), partial(_free, home, registry, key, [path]))
+
+
+def _log(home: Home, key: str) -> Path:
+    return home.root / "logs" / f"{key}.log"
+
+
+def _free(home: Home, registry: Registry, key: str, paths: list[Path]) -> bool:
+    """Forget the stage and put its files aside in one transaction, in which nobody plans it; then remove them."""
+    with undisturbed(home, registry) as usage:
+        usage.require_free(key)
+        with registry.write() as session:
+            hold_stages(session, freeing=True)
+            stage = session.get(Stage, key, with_for_update=True)
+            if needed(session, key) or (stage and stage.state == State.RUNNING and owner_alive(stage)):
+                return False
+            session.execute(delete(Artefact).where(Artefact.stage_key == key))
+            session.execute(delete(Dataset).where(Dataset.key == key))
+            if stage:
+                session.delete(stage)
+            session.flush()
+            aside = [part for path in paths if (part := _put_aside(path))]
+        for part in aside:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+    return True
+
+
+def _put_aside(path: Path) -> Path | None:
+    """Under a name that is a leftover if this process dies now. None if there is nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        os.replace(path, part)
+    except FileNotFoundError:
+        return None
+    return part
+
+
+def _leftovers(home: Home, registry: Registry, usage: Usage) -> Iterator[Item]:
+    for left in leftovers(home, usage):
+
+        def free(left: Any = left) -> bool:
+            with undisturbed(home, registry) as now:
+                now.require_free(left.key)
+                left.remove()
+            return True
+
+        yield Item(left.what, str(left.path), size_of(left.path), free)
+
+
+def _runs(home: Home, registry: Registry, warn: Callable[[str], None]) -> Iterator[Item]:
+    """MLflow runs of jobs and stages that are gone."""
+    try:
+        found = runs.unreferenced(home, registry)
+    except JobError as error:
+        warn(f"{error.message}: its runs are left")
+        return
+    for run in found:
+        folders = runs.folders_of(home, run)
+
+        def free(run: Any = run, folders: list[Path] = folders) -> bool:
+            runs.delete_run(home, run)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            return True
+
+        text = f"MLflow run {run.info.run_name!r} ({run.info.run_id[:8]})"
+        yield Item(text, home.tracking_uri, sum(size_of(folder) for folder in folders), free)

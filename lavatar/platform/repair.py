@@ -1,0 +1,46 @@
+"""Everything that a crash or a bad disk can leave in a home: found, and mended if that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from lavatar.contracts import EventSink
+from lavatar.platform import ledger
+from lavatar.platform.damage import damaged
+from lavatar.platform.findings import Finding, Outcome, Place, mended
+from lavatar.platform.home import Home
+from lavatar.platform.leases import this_host
+from lavatar.platform.leftovers import abandoned, half_written
+from lavatar.platform.registry import Registry, open_registry
+from lavatar.platform.runs import unended
+from lavatar.platform.usage import usage_of
+
+
+def inspect(home: Home, events: EventSink, *, repair: bool) -> Iterator[Outcome]:
+    """What is wrong, thing by thing; mended where `repair` and where no living process uses it."""
+    registry = open_registry(home)
+    place = Place(home, registry, usage_of(home, registry))
+    searches: tuple[Callable[[], Iterator[Finding]], ...] = (
+        partial(stale_leases, registry),
+        partial(half_written, place),
+        partial(damaged, place, events),
+        partial(abandoned, place),
+        partial(unended, home, registry),
+    )
+    for search in searches:
+        for finding in list(search()):
+            yield mended(finding) if repair else Outcome(finding)
+
+
+def stale_leases(registry: Registry) -> Iterator[Finding]:
+    """Stages and jobs that a dead process left running."""
+    for row in ledger.dead(registry):
+        host = (row.owner_host or "").split(" ")[0]
+        gone = "is gone" if row.owner_host == this_host() else "gives no sign of life"
+        yield Finding(
+            f"{row!r} is running, and process {row.owner_pid} on {host} that ran it {gone}",
+            "registry",
+            "it becomes interrupted: submit or resume goes on from its checkpoint",
+            partial(ledger.release_dead, registry),
+        )

@@ -1,0 +1,147 @@
+"""MLflow runs that nobody will end, and those that no job refers to. Only those of this home: their tag says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from sqlalchemy import select
+
+from lavatar.errors import JobError
+from lavatar.platform import ledger
+from lavatar.platform.findings import Finding
+from lavatar.platform.home import Home
+from lavatar.platform.leases import marked_alive, owner_alive
+from lavatar.platform.registry import Registry, now
+from lavatar.platform.states import State
+from lavatar.platform.tables import Job, Stage
+from lavatar.platform.tracking import HOME_TAG, OWNER_TAG, Tracker, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE = 1000
+FAR_SECONDS = 600.0
+"""How long after its stage or job a run of another machine may end."""
+
+
+def unended(home: Home, registry: Registry) -> Iterator[Finding]:
+    """Runs that are shown as running although the process that opened them is gone."""
+    if not _there(home):
+        return
+    try:
+        client = connect(home)
+    except JobError as error:
+        yield Finding(error.message, home.tracking_uri, error.hint)
+        return
+    rows = _rows(registry)
+    for run in _search(client, home, "attributes.status = 'RUNNING'"):
+        row = rows.get(run.info.run_id)
+        if _abandoned(run, row):
+            yield _finding(home, registry, run, row)
+
+
+def _abandoned(run: Run, row: Stage | Job | None) -> bool:
+    """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that."""
+    if row is not None and row.state == State.RUNNING:
+        return not owner_alive(row)
+    alive = marked_alive(run.data.tags.get(OWNER_TAG, ""))
+    if alive is None:
+        return row is not None and (row.ended or 0.0) < now() - FAR_SECONDS
+    return not alive
+
+
+def _finding(home: Home, registry: Registry, run: Run, row: Stage | Job | None) -> Finding:
+    name, run_id = run.info.run_name, run.info.run_id
+
+    def mend() -> None:
+        ledger.release_dead(registry)
+        left = _rows(registry).get(run_id)
+        if left is not None and left.state == State.RUNNING:  # taken up meanwhile
+            return
+        failures: list[str] = []
+        state = State(left.state) if left is not None and left.state != State.PENDING else State.INTERRUPTED
+        if not Tracker(home, failures.append).end(run_id, state):
+            raise JobError("; ".join(failures), "Try again when MLflow answers.")
+        if left is not None:
+            ledger.set_run(registry, left, run_id, open_=False)
+
+    whose = repr(row) if row is not None else "no stage or job"
+    text = f"the MLflow run {name!r} ({run_id[:8]}) of {whose} is shown as running, and the process behind it is gone"
+    return Finding(text, home.tracking_uri, "it is ended, as its stage or job ended", mend)
+
+
+def unreferenced(home: Home, registry: Registry) -> list[Run]:
+    """Runs of jobs and stages that were deleted. One whose model is registered is kept, so are benchmarks' runs."""
+    from lavatar.platform.benchmark import EXPERIMENT
+
+    if not _there(home):
+        return []
+    client, rows = connect(home), _rows(registry)
+    shown = client.get_experiment_by_name(EXPERIMENT)
+    found = [run for run in _search(client, home) if run.info.run_id not in rows]
+    return [
+        run
+        for run in found
+        if (shown is None or run.info.experiment_id != shown.experiment_id)
+        and (run.info.status != "RUNNING" or marked_alive(run.data.tags.get(OWNER_TAG, "")) is False)
+        and not client.search_model_versions(f"run_id='{run.info.run_id}'", max_results=1)
+    ]
+
+
+def folders_of(home: Home, run: Run) -> list[Path]:
+    """What of a run lies in the home: its artefacts and its models'. Nothing where a server keeps them."""
+    client = connect(home)
+    places = [run.info.artifact_uri, *(model.artifact_location for model in _models(client, run))]
+    paths = [Path(unquote(urlparse(place).path)) for place in places if urlparse(place).scheme == "file"]
+    own = [path.parent if path.name == "artifacts" else path for path in paths]
+    return [path for path in own if home.keeps_artifacts and home.mlartifacts in path.parents]
+
+
+def delete_run(home: Home, run: Run) -> None:
+    """Mark the run and its models as deleted, as MLflow's own interface does."""
+    client = connect(home)
+    for model in _models(client, run):
+        client.delete_logged_model(model.model_id)
+    client.delete_run(run.info.run_id)
+
+
+def _models(client: MlflowClient, run: Run) -> list[Any]:
+    wanted = f"source_run_id = '{run.info.run_id}'"
+    return list(client.search_logged_models([run.info.experiment_id], filter_string=wanted))
+
+
+def _search(client: MlflowClient, home: Home, condition: str = "") -> Iterator[Run]:
+    """This home's runs, in all experiments."""
+    own = f"tags.`{HOME_TAG}` = '{home.identity()}'"
+    condition = f"{condition} and {own}" if condition else own
+    for experiment in _pages(client.search_experiments, max_results=PAGE):
+        yield from _pages(client.search_runs, [experiment.experiment_id], filter_string=condition, max_results=PAGE)
+
+
+def _pages(search: Any, *args: Any, **options: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(*args, **options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _rows(registry: Registry) -> dict[str, Stage | Job]:
+    """Stages and jobs by their run."""
+    with registry.read() as session:
+        rows: list[Stage | Job] = []
+        for table in (Stage, Job):
+            rows.extend(session.scalars(select(table).where(table.mlflow_run_id.is_not(None))))
+    return {str(row.mlflow_run_id): row for row in rows}
+
+
+def _there(home: Home) -> bool:
+    """False where looking would make the database: nobody has tracked anything yet."""
+    kind, _, path = home.tracking_uri.partition(":///")
+    return kind != "sqlite" or Path(path).exists()

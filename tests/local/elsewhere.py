@@ -1,0 +1,31 @@
+"""Run as a script by the tests: the command line as if on another machine, whose clock is wrong.
+
+elsewhere.py HOST SECONDS LEASE COMMAND...    SECONDS: how far the clock is ahead; LEASE: seconds that leases last
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+
+
+def move(host: str, ahead: float, lease: float) -> None:
+    """Makes this process one of machine `host`. Before anything else is imported."""
+    seconds, nanoseconds = time.time, time.time_ns
+    time.time = lambda: seconds() + ahead
+    time.time_ns = lambda: nanoseconds() + int(ahead * 1e9)
+    socket.gethostname = lambda: host
+    from lavatar.cluster import mailbox
+    from lavatar.platform import jobs, leases
+
+    leases.LEASE_SECONDS, jobs.HEARTBEAT_SECONDS = lease, lease / 10
+    mailbox.SILENCE_SECONDS = lease * 2 / 3
+
+
+if __name__ == "__main__":
+    move(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
+    from lavatar.platform.cli import main
+
+    sys.argv[1:] = sys.argv[4:]
+    sys.exit(main())

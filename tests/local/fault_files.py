@@ -1,0 +1,220 @@
+"""What the tests of faults share: a small job, the moment to break something, and what must be true afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from submit_files import LIMIT, Lavatar
+
+from lavatar.cluster import session
+from lavatar.platform import ledger
+from lavatar.platform.home import Home
+from lavatar.platform.registry import Registry, open_registry
+from lavatar.platform.tracking import connect
+
+STEPS, INTERVAL = 120, 10
+SMALL: dict[str, Any] = {
+    "preprocess__synthetic_frames": 40,
+    "avatar_training__steps": STEPS,
+    "avatar_training__checkpoint_every": INTERVAL,
+    "evaluation__video_seconds": 1,
+    **{f"resources__{kind}__cpus": 1 for kind in ("preprocess", "avatar", "pair", "preview")},  # a thread each
+}
+INLINE = ("--set", "resources.backend=inline")
+TEMPORARY = ("*.part", "*.partial", ".token-*", "release-*", "session-*.json", "session_*", "work")
+SHARED_STREAMS = ("rng.safetensors", "COMPLETE.json")
+"""Python's own random numbers, of which an inline process draws for other things too; and the sums of that file."""
+UNTIMED = re.compile(r'"(seconds|first_step)": [\d.]+,?')
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When something was broken: the newest checkpoint's step, and the time."""
+
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a job came to, without times: digests of its files, its stages' figures, every curve by stage and name."""
+
+    files: dict[str, str]
+    figures: dict[str, Any]
+    curves: dict[str, dict[str, dict[int, float]]]
+    models: list[str]
+
+
+def new_home(folder: Path, *names: str, **environment: str) -> Lavatar:
+    """A home with synthetic people; everything in it computes in one thread."""
+    lavatar = Lavatar(folder / "home", environment={"OMP_NUM_THREADS": "1", **environment})
+    for seed, name in enumerate(names or ("ann", "bob"), 1):
+        assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
+    return lavatar
+
+
+def small_job(lavatar: Lavatar, *extra: str, **changes: Any) -> tuple[str, ...]:
+    """The command of the job that every fault is tried on: ann driven by bob."""
+    return lavatar.submit("ann", "bob", "--cold", "--json", *extra, **{**SMALL, **changes})
+
+
+def at_checkpoint(lavatar: Lavatar, number: int, phase: str = "avatar") -> Moment:
+    """Waits for so many checkpoints of a training."""
+
+    def newest() -> int:
+        found = lavatar.home.glob(f"checkpoints/*/{phase}/step-*/COMPLETE.json")
+        return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
+
+    until(lambda: newest() >= number * INTERVAL, lavatar)
+    return Moment(newest(), time.time())
+
+
+def until(condition: Callable[[], Any], lavatar: Lavatar, seconds: float = LIMIT) -> None:
+    """Waits for `condition`, closely."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, lavatar.errors()
+        time.sleep(0.02)
+
+
+def process_of(lavatar: Lavatar, stage: str, begins: str) -> int | None:
+    """The newest process that wrote "BEGINS… begins (process N)" into the log of a stage."""
+    row = lavatar.stage(stage)
+    log = lavatar.home / "logs" / f"{row.key}.log" if row else None
+    text = log.read_text() if log and log.exists() else ""
+    pids = re.findall(rf"{re.escape(begins)}.*: begins \(process (\d+)\)", text)
+    return int(pids[-1]) if pids else None
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Everything that runs for a home: by its environment or by a path on its command line."""
+    marks = (str(home), str(session.root_of(home)))
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        environment, words = process.info["environ"] or {}, process.info["cmdline"] or ()
+        named = any(mark in word for mark in marks for word in words)
+        if process.pid != os.getpid() and (named or environment.get("LAVATAR_HOME") == str(home)):
+            found.append(process)
+    return found
+
+
+def story(lavatar: Lavatar) -> Story:
+    """What is there of the finished job; fails where it is not whole, or the three do not tell the same."""
+    home = Home(lavatar.home)
+    registry = open_registry(home)
+    (job,) = ledger.list_jobs(registry)
+    views = ledger.job_stages(registry, job.id)
+    for row in (job, *(view.stage for view in views)):
+        assert (row.state, row.owner, row.mlflow_open, row.message) == ("finished", None, False, ""), row
+    client = connect(home)
+    runs = client.search_runs([client.get_experiment_by_name(job.experiment).experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.info.run_id for run in runs) == sorted(
+        [job.mlflow_run_id, *(view.stage.mlflow_run_id for view in views)]
+    ), "a run each, and no other"
+    curves = {run.info.run_name: {name: _curve(client, run, name) for name in run.data.metrics} for run in runs}
+    figures = {view.name: _untimed(view.stage.metrics) for view in views}
+    models = [f"{m.name} {m.version}" for m in client.search_model_versions()]
+    files = _files(home, registry, [view.stage for view in views])
+    registry.close()
+    return Story(files, figures, curves, sorted(models))
+
+
+def _curve(client: Any, run: Any, name: str) -> dict[int, float]:
+    points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+    twice = [step for step, count in Counter(step for step, _ in points).items() if count > 1]
+    assert not twice, f"{run.info.run_name}: {name} has steps {twice[:5]} twice"
+    return dict(points)
+
+
+def _files(home: Home, registry: Registry, stages: list[Any]) -> dict[str, str]:
+    """Digest of every file by stage and path; of those with times in them, without those."""
+    found = {}
+    for stage in stages:
+        folder = home.absolute(stage.out_dir)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            data = path.read_bytes()
+            if path.suffix == ".json":
+                data = UNTIMED.sub("", data.decode()).encode()
+            found[f"{stage.name}/{path.relative_to(folder)}"] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _untimed(v) for k, v in value.items() if k not in ("seconds", "first_step")}
+    return value
+
+
+def same_as_undisturbed(lavatar: Lavatar, undisturbed: Story, fault: Moment | None = None) -> Story:
+    """All that must be true of the job after a fault, whatever it was."""
+    nothing_left(lavatar.home)
+    found = story(lavatar)
+    assert set(found.files) >= set(undisturbed.files)
+    differ = [name for name, digest in undisturbed.files.items() if found.files[name] != digest]
+    differ = [name for name in differ if Path(name).name not in SHARED_STREAMS]
+    assert not differ, f"not what an undisturbed run makes: {differ}"
+    more = set(found.files) - set(undisturbed.files)
+    own = {name.partition("/")[0] for name in undisturbed.files}
+    assert not [name for name in more if name.partition("/")[0] in own], "files that an undisturbed run does not make"
+    for name, figures in undisturbed.figures.items():
+        assert found.figures[name] == figures
+    for name, curves in undisturbed.curves.items():
+        if not name.startswith("job "):
+            _same_curves(name, found.curves[name], curves)
+    assert set(found.models) >= set(undisturbed.models)
+    if fault is not None:
+        _little_repeated(lavatar, fault)
+    return found
+
+
+def _same_curves(stage: str, found: dict[str, dict[int, float]], wanted: dict[str, dict[int, float]]) -> None:
+    """Every step of an undisturbed run with its very value; where training was taken up one step more is logged."""
+    assert set(found) == set(wanted), stage
+    for name, curve in wanted.items():
+        if "seconds" not in name and "first_step" not in name:
+            assert {step: found[name].get(step) for step in curve} == curve, f"{stage}: {name}"
+
+
+def _little_repeated(lavatar: Lavatar, fault: Moment) -> None:
+    """What was taken up began at most one checkpoint interval before the last step that was done."""
+    registry = open_registry(Home(lavatar.home))
+    (job,) = ledger.list_jobs(registry)
+    lines = [e for e in ledger.events(registry, job.id) if e.stage.startswith("avatar:") and e.time >= fault.time]
+    resumed = [int(m[1]) for e in lines if (m := re.search(r"resumed at step (\d+)", e.text))]
+    assert resumed, "nothing was taken up: was anything broken?"
+    row = lavatar.stage("avatar:ann")
+    assert row is not None
+    history = connect(Home(lavatar.home)).get_metric_history(row.mlflow_run_id, "avatar/total")
+    reached = max((p.step for p in history if p.timestamp / 1000 <= fault.time), default=fault.step)
+    assert resumed[0] >= fault.step
+    assert max(reached, fault.step) - resumed[0] <= INTERVAL
+    registry.close()
+
+
+def nothing_left(home: Path, seconds: float = 60.0) -> None:
+    """No process of the home, no temporary file in it or in Ray's folder."""
+    deadline = time.monotonic() + seconds
+    while alive := [p for p in processes_of(home) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, [p.cmdline()[:4] for p in alive]
+        time.sleep(0.2)
+    roots = {home, session.root_of(home)}
+    left = [path for root in roots for pattern in TEMPORARY for path in root.rglob(pattern)]
+    left += [path for root in roots for path in root.glob("train/*")] + list(home.glob("ray/train/*"))
+    left += [path for path in home.rglob("step-*") if not (path / "COMPLETE.json").exists()]
+    assert not left
+
+
+def report_of(out: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(out)
+    return report

@@ -1,0 +1,176 @@
+"""Faults of detached jobs: the client dies, a node with and without another in its place, the head.
+
+A cluster of one home: a head that is too small to train, and nodes that join it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fault_files import (
+    INTERVAL,
+    Moment,
+    Story,
+    at_checkpoint,
+    new_home,
+    process_of,
+    processes_of,
+    same_as_undisturbed,
+    small_job,
+    until,
+)
+from submit_files import Lavatar
+
+from lavatar.cluster import head
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+KEPT = ("_AutoscalingCoordinatorActor", "Queue")
+TRAINER = ("avatar:ann", "training worker")
+TOO_BIG = {"resources__avatar__cpus": 1.5}  # for the head of one CPU; it is one thread all the same
+
+
+@pytest.fixture
+def lavatar(tmp_path: Path) -> Iterator[Lavatar]:
+    tool = new_home(tmp_path)
+    yield tool
+    head.down(tool.home)
+    tool.kill_what_runs()
+
+
+@pytest.fixture
+def cluster(lavatar: Lavatar, request: pytest.FixtureRequest) -> head.Head:
+    """Its head, at the address of the parameter; without one on loopback, where no node can join."""
+    where = ("--host", request.param) if hasattr(request, "param") else ()
+    assert lavatar("cluster", "up", "--cpus", "1", *where)[0] == 0, lavatar.errors()
+    found = head.current(lavatar.home)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def join(lavatar: Lavatar, cluster: head.Head, tmp_path: Path) -> Iterator[Any]:
+    """Starts a node of two CPUs; gives its home, by which it is found."""
+    homes: list[Path] = []
+
+    def start() -> Path:
+        homes.append(tmp_path / f"node{len(homes)}")
+        token = {"RAY_AUTH_TOKEN_PATH": str(head.token_file(lavatar.home))}
+        node = Lavatar(homes[-1], {**lavatar.environment, **token})
+        assert node("cluster", "join", cluster.address, "--cpus", "2")[0] == 0, node.errors()
+        return homes[-1]
+
+    yield start
+    for home in homes:
+        kill_all(home)
+
+
+def end(lavatar: Lavatar, job: str, undisturbed: Story, moment: Moment | None) -> None:
+    """Waits for the job, asks Ray what it thinks of it, takes the cluster down and looks at what is left."""
+    lavatar("jobs", "logs", "-f", job)
+    report = json.loads(lavatar("jobs", "show", job, "--json")[1])
+    assert report["state"] == "finished", lavatar.errors()
+    cluster = head.current(lavatar.home)
+    assert cluster is not None
+    until(lambda: not _busy(lavatar, cluster), lavatar, 90)
+    listed = head.request(lavatar.home, cluster, "/api/jobs/")
+    ended = {one["submission_id"]: one["status"] for one in listed if one["submission_id"]}
+    assert "SUCCEEDED" in ended.values()
+    assert set(ended.values()) <= {"SUCCEEDED", "FAILED"}, "Ray says that a job is still running"
+    assert lavatar("cluster", "down")[0] == 0
+    same_as_undisturbed(lavatar, undisturbed, moment)
+
+
+def _busy(lavatar: Lavatar, cluster: head.Head) -> list[str]:
+    """Actors that Ray still has, but for those that a cluster keeps as long as it is up: Ray's own, and our queue."""
+    answer = head.request(lavatar.home, cluster, "/api/v0/actors?limit=1000")
+    rows = answer["data"]["result"]["result"]
+    return [row["class_name"] for row in rows if row["state"] != "DEAD" and row["class_name"] not in KEPT]
+
+
+def kill_all(home: Path) -> None:
+    """As a machine that loses its power: all that runs for the home, and what that started, at once."""
+    family = {p.pid: p for found in processes_of(home) for p in (found, *found.children(recursive=True))}
+    for process in family.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(list(family.values()), timeout=30)
+
+
+def node_of(pid: int | None, homes: list[Path]) -> Path:
+    """On which node a process runs: below which raylet."""
+    above = {parent.pid for parent in psutil.Process(pid).parents()}
+    (home,) = (home for home in homes if any(found.pid in above for found in processes_of(home)))
+    return home
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback's; that too where it has no other."""
+    found = (address for each in psutil.net_if_addrs().values() for address in each)
+    names = [a.address for a in found if a.family == socket.AF_INET and not a.address.startswith("127.")]
+    return names[0] if names else "127.0.0.1"
+
+
+def test_a_killed_client_loses_nothing(lavatar: Lavatar, cluster: head.Head, undisturbed: Story) -> None:
+    """Killed while it hands the job over, and again while it follows it."""
+    began = time.monotonic()
+    client = lavatar.start(*small_job(lavatar, "--detach"))
+    until(lambda: lavatar.stage("avatar:ann") is not None, lavatar)
+    client.kill()
+    client.communicate()
+    code, out = lavatar(*small_job(lavatar, "--detach"))
+    assert code == 0, lavatar.errors()
+    job = json.loads(out)["job"]
+    follower = lavatar.start("jobs", "logs", "-f", job)
+    moment = at_checkpoint(lavatar, 2)
+    follower.kill()
+    follower.communicate()
+    assert lavatar.stage("avatar:ann").state == "running"
+    assert moment.time > began
+    end(lavatar, job, undisturbed, None)
+    assert lavatar.stage("avatar:ann").attempts == 1
+
+
+@pytest.mark.skipif(own_address().startswith("127."), reason="nodes join only where a machine has a network address")
+@pytest.mark.parametrize("cluster", [own_address()], indirect=True)
+def test_a_node_that_dies_is_replaced_by_another(lavatar: Lavatar, join: Any, undisturbed: Story) -> None:
+    """First by one that was there already, then by one that joins when none is left that the training fits on."""
+    nodes = [join(), join()]
+    job = json.loads(lavatar(*small_job(lavatar, "--detach", **TOO_BIG))[1])["job"]
+    first = at_checkpoint(lavatar, 2)
+    trainer = process_of(lavatar, *TRAINER)
+    kill_all(node_of(trainer, nodes))
+    until(lambda: process_of(lavatar, *TRAINER) != trainer, lavatar)
+    at_checkpoint(lavatar, first.step // INTERVAL + 2)
+    kill_all(node_of(process_of(lavatar, *TRAINER), nodes))
+    time.sleep(5)
+    assert lavatar.stage("avatar:ann").state == "running", "it waits for a node"
+    nodes.append(join())
+    end(lavatar, job, undisturbed, first)
+
+
+def test_a_head_that_dies_leaves_a_job_that_can_be_resumed(
+    lavatar: Lavatar, cluster: head.Head, undisturbed: Story
+) -> None:
+    job = json.loads(lavatar(*small_job(lavatar, "--detach"))[1])["job"]
+    moment = at_checkpoint(lavatar, 3)
+    family = {p.pid: p for found in processes_of(lavatar.home) for p in (found, *found.children(recursive=True))}
+    (server,) = (p for p in family.values() if "gcs_server" in p.name())
+    server.kill()
+    _, alive = psutil.wait_procs(list(family.values()), timeout=180)
+    assert alive == [], "Ray's processes, and what they ran, end without their head"
+    assert json.loads(lavatar("jobs", "show", job, "--json")[1])["state"] == "interrupted"
+    assert lavatar("cluster", "up", "--cpus", "1")[0] == 0, lavatar.errors()
+    code, _ = lavatar("jobs", "resume", job, "--detach")
+    assert code == 0, lavatar.errors()
+    end(lavatar, job, undisturbed, moment)

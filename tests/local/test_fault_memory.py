@@ -1,0 +1,163 @@
+"""A training worker that runs out of memory: once more with smaller parts of the same batches, then a clear failure.
+
+Nothing is pretended: allocations fail at a limit of the address space, the kernel kills a process of a memory group,
+Ray's memory monitor ends a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+import hungry
+from cluster_specs import avatar_spec, dataset_spec, run, small_recipe
+from hungry import Limit
+
+from lavatar.cluster.logs import log_path
+from lavatar.cluster.memory import PARTS, kernel_kills
+from lavatar.cluster.stages import StageRunner
+from lavatar.configs.recipe import Recipe
+from lavatar.contracts import Event, StageResult, StageSpec
+from lavatar.errors import OutOfMemoryError
+
+STEPS = 12
+pytestmark = pytest.mark.slow
+
+
+def small_batches() -> Recipe:
+    """A batch of four; without the noise along the rays, of which each part would draw its own."""
+    made = small_recipe(steps=STEPS, batch_size=4)
+    return made.model_copy(update={"avatar": made.avatar.model_copy(update={"sampling": "regular"})})
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return small_batches()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
+    home = tmp_path_factory.mktemp("dataset")
+    with StageRunner(home, backend="inline") as runner:
+        spec = dataset_spec(home, 1, recipe)
+        run(runner, spec)
+    return spec.out_dir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: Path, recipe: Recipe) -> StageResult:
+    home = tmp_path_factory.mktemp("undisturbed")
+    with StageRunner(home, backend="inline") as runner:
+        result, _ = run(runner, avatar_spec(home, dataset, recipe))
+    return result
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A memory group of the kernel's, below that of this process."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line.split(":")[2] for line in lines if line.split(":")[1] == "memory"), None)
+    folder = Path(f"/sys/fs/cgroup/memory{own}") / f"lavatar-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("no memory group can be made here (needs root and cgroups): the kernel cannot be made to kill")
+    yield folder
+    deadline = time.monotonic() + 20
+    while (folder / "cgroup.procs").read_text():
+        assert time.monotonic() < deadline, "a training worker is left"
+        time.sleep(0.1)
+    folder.rmdir()
+
+
+def trained(home: Path, spec: StageSpec, limit: Limit) -> tuple[StageResult, list[Event]]:
+    hungry.ship()
+    with StageRunner(home, bodies=hungry.bodies_of(limit)) as runner:
+        return run(runner, spec)
+
+
+def same_but_in_parts(result: StageResult, seen: list[Event], undisturbed: StageResult) -> None:
+    """It went on from the last checkpoint with half the part, says so, and came to the same."""
+    assert result.metrics[PARTS] == {"avatar": {"before": 4, "after": 2}}
+    assert result.notes == (
+        "memory ran out once: the rest was trained with each batch of avatar in parts of 2 samples, not 4",
+    )
+    assert [event.level for event in seen if "once more from the last checkpoint" in event.text] == ["warning"]
+    assert [event.text for event in seen if "resumed" in event.text] == ["avatar: resumed at step 4 from step-00000004"]
+    found, wanted = result.metrics["avatar"], undisturbed.metrics["avatar"]
+    assert (found["steps"], found["first_step"]) == (STEPS, 4), "a checkpoint interval is four steps"
+    assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
+
+
+def nothing_is_left(spec: StageSpec) -> None:
+    assert not list((spec.home / "ray" / "train").glob("*"))
+    assert not [path for path in spec.out_dir.rglob("*") if path.name.startswith(".")]
+
+
+def test_an_allocation_that_fails_is_tried_once_more_in_smaller_parts(
+    ray_session: object, tmp_path: Path, dataset: Path, recipe: Recipe, undisturbed: StageResult
+) -> None:
+    spec = avatar_spec(tmp_path, dataset, recipe)
+    result, seen = trained(tmp_path, spec, Limit(samples=3))
+    same_but_in_parts(result, seen, undisturbed)
+    assert any("can't allocate memory" in event.text for event in seen)
+    nothing_is_left(spec)
+
+
+def test_a_worker_that_the_kernel_kills_is_replaced_by_one_with_smaller_parts(
+    ray_session: object, tmp_path: Path, dataset: Path, recipe: Recipe, undisturbed: StageResult, group: Path
+) -> None:
+    spec, before = avatar_spec(tmp_path, dataset, recipe), kernel_kills()
+    result, seen = trained(tmp_path, spec, Limit(samples=3, group=group))
+    assert kernel_kills() == before + 1
+    same_but_in_parts(result, seen, undisturbed)
+    assert any("the kernel killed the training worker" in event.text for event in seen)
+    nothing_is_left(spec)
+
+
+def test_memory_that_runs_out_again_is_a_clear_failure(
+    ray_session: object, tmp_path: Path, dataset: Path, recipe: Recipe
+) -> None:
+    spec = avatar_spec(tmp_path, dataset, recipe)
+    with pytest.raises(OutOfMemoryError) as caught:
+        trained(tmp_path, spec, Limit(samples=1))
+    assert re.search(r"does not fit into memory .*, also each batch of avatar in parts of 2", caught.value.message)
+    assert "batch_size" in caught.value.hint
+    assert log_path(spec).read_text().count("training worker 0 of 1: begins") == 2
+    nothing_is_left(spec)
+    assert [path.name for path in (spec.out_dir / "avatar").iterdir()] == ["step-00000004"]
+
+
+def test_a_worker_that_rays_monitor_ends_is_replaced_by_one_with_smaller_parts(
+    tmp_path: Path, dataset: Path, recipe: Recipe, undisturbed: StageResult
+) -> None:
+    """The monitor acts at 4 GB more than is taken now: four samples of 1.5 GB are too much, two are not."""
+    memory, size = psutil.virtual_memory(), 1536 * 2**20
+    if memory.available < 8 * 2**30:
+        pytest.skip("needs 8 GB of free memory")
+    threshold = (memory.total - memory.available + 4 * 2**30) / memory.total
+    environment = {
+        **os.environ,
+        "RAY_memory_usage_threshold": f"{threshold:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    script = Path(__file__).with_name("run_hungry.py")
+    command = [sys.executable, str(script), str(tmp_path), str(dataset), str(size)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    seen = [Event("avatar:anna", text, level=level) for level, text in answer["events"]]
+    same_but_in_parts(StageResult({}, answer["metrics"], tuple(answer["notes"])), seen, undisturbed)
+    assert any("Ray ended the training worker" in event.text for event in seen)
+    nothing_is_left(avatar_spec(tmp_path, dataset, recipe))
