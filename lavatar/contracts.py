@@ -141,6 +141,7 @@ class VideoSource:
     name: str
     path: Path | None = None
     synthetic_seed: int | None = None
+    digest: str = ""  # SHA-256 of the file, by which a node without it finds it in the store
 
 
 @dataclass(frozen=True)

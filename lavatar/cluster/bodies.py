@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavatar.cluster.logs import log_path, note
 from lavatar.cluster.memory import memory_notes
 from lavatar.cluster.plans import RELEASE, Phase, PlanFactory, TrainingPlan, Worker
 from lavatar.cluster.results import write_result
+from lavatar.cluster.store import TRAINED, earlier_result, fetch_inputs, open_store, with_videos
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import (
     Event,
@@ -62,8 +65,23 @@ def stopped(spec: StageSpec) -> Interrupted:
 
 
 def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body] | None = None) -> StageResult:
-    """Runs the stage and marks it as finished. Raises ShardError where a dataset that it reads is damaged."""
-    return write_result(spec, (bodies or BODIES)[spec.kind](spec, context))
+    """Runs the stage and marks it as finished, here and in the store; one that was finished before is not run again.
+
+    Raises ShardError where a dataset that it reads is damaged.
+    """
+    store = open_store(spec.home, partial(note, log_path(spec)))
+    kept = earlier_result(spec, store)
+    if kept is not None:
+        return kept  # by an attempt whose process died before it could say so, or on another node
+    if spec.kind not in TRAINED:  # the processes that train fetch and store for themselves, wherever they are
+        fetch_inputs(spec, store, context.events)
+        spec = with_videos(spec, store)
+    result = write_result(spec, (bodies or BODIES)[spec.kind](spec, context))
+    if store is not None:
+        if spec.kind not in TRAINED:
+            store.publish(spec)
+        store.finish(spec)
+    return result
 
 
 def preprocess_body(spec: StageSpec, context: Context) -> StageResult:

@@ -12,6 +12,7 @@ from lavatar.cluster.bodies import Body, Context, run_body, stopped
 from lavatar.cluster.logs import log_path, noted
 from lavatar.cluster.memory import batch_too_large, out_of_memory, train_within_memory
 from lavatar.cluster.plans import PlanFactory, Worker, run_plan
+from lavatar.cluster.store import brought
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import Event, MetricSinkFactory, NullSink, StageKind, StageResult, StageSpec
 from lavatar.errors import LavatarError, StageFailedError
@@ -44,7 +45,7 @@ class InlineHandle:
         while self._thread.is_alive():
             self._thread.join(0.2)  # short, so that Ctrl-C is heard
         if self._result is not None:
-            return self._result
+            return brought(self._spec, self._result)
         if isinstance(self._error, LavatarError):
             raise self._error
         error = self._error

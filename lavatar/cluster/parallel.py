@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+import ray.util.scheduling_strategies
 
 from lavatar.cluster.logs import redirected
 from lavatar.cluster.session import OPENMP
@@ -21,14 +22,24 @@ POLL_SECONDS = 0.3
 
 
 class RayMap:
-    """map() whose calls are Ray tasks of `cpus` each; at most `ahead` are submitted beyond the one waited for."""
+    """map() whose calls are Ray tasks of `cpus` each; at most `ahead` are submitted beyond the one waited for.
 
-    def __init__(self, cpus: float, log: Path, cancelled: Callable[[], bool], ahead: int) -> None:
+    `here`: on this node alone, for it shares no disk with others.
+    """
+
+    def __init__(
+        self, cpus: float, log: Path, cancelled: Callable[[], bool], ahead: int, *, here: bool = False
+    ) -> None:
         self._cpus, self._log, self._cancelled, self._ahead = cpus, log, cancelled, max(1, ahead)
+        self._where: Any = "DEFAULT"
+        if here:
+            node = ray.get_runtime_context().get_node_id()
+            self._where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
     def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-        remote = ray.remote(num_cpus=self._cpus, max_retries=2, retry_exceptions=False)(_call).options(name=name)
+        remote = ray.remote(num_cpus=self._cpus, max_retries=2, retry_exceptions=False)(_call)
+        remote = remote.options(name=name, scheduling_strategy=self._where)
         pending: deque[Any] = deque()
         todo = iter(items)
         try:

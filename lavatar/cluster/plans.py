@@ -64,6 +64,7 @@ def run_plan(
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Trains every phase from its last checkpoint, writes the release; figures of the last step by phase."""
+    from lavatar.cluster.shelf import Shelf
     from lavatar.training.loop import Span, train
     from lavatar.training.optimizer import build_optimizer
 
@@ -71,20 +72,25 @@ def run_plan(
     figures: dict[str, Any] = {}
     offset, total = 0, sum(phase.config.steps for phase in plan.phases)
     engine: Engine | None = None
-    for phase in plan.phases:
-        task = phase.build(tasks, worker)
-        optimizer = build_optimizer(task.param_groups(), task.module, phase.config)
-        engine = open_engine(task.module, optimizer, phase.config, worker)
-        folder, span = spec.out_dir / phase.label, Span(phase.label, offset, total)
-        outcome = train(task, phase.config, engine, folder, metrics, events, spec.name, span=span, stop=stop)
-        engine.close()
-        figures[phase.label] = {**_figures(outcome), **_measured(task)}
-        tasks.append(task)
-        offset += phase.config.steps
-    if worker.rank == 0:
-        release(spec.out_dir, lambda folder: plan.write_release(folder, tasks))
-    if engine is not None:
-        engine.any(False)  # no worker leaves before the release is there
+    with Shelf(spec, events) as shelf:
+        shelf.fetch_inputs()
+        for phase in plan.phases:
+            task = phase.build(tasks, worker)
+            optimizer = build_optimizer(task.param_groups(), task.module, phase.config)
+            engine = open_engine(task.module, optimizer, phase.config, worker)
+            folder, span = spec.out_dir / phase.label, Span(phase.label, offset, total)
+            shelf.restore(folder, engine)
+            sinks = (metrics, events, spec.name)
+            outcome = train(task, phase.config, engine, folder, *sinks, span=span, stop=stop, saved=shelf.send)
+            engine.close()
+            figures[phase.label] = {**_figures(outcome), **_measured(task)}
+            tasks.append(task)
+            offset += phase.config.steps
+        if worker.rank == 0:
+            release(spec.out_dir, lambda folder: plan.write_release(folder, tasks))
+            shelf.publish()
+        if engine is not None:
+            engine.any(False)  # no worker leaves before the release is there
     return figures
 
 

@@ -6,6 +6,7 @@ noted. What else cannot be placed is refused, with the reason.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -149,3 +150,15 @@ def ray_machine() -> Machine:
     import ray
 
     return Machine(tuple(Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]))
+
+
+def node_for(key: str, share: Share) -> Any:
+    """Ray's option for a stage all of whose tasks must share a disk: a node that has the CPUs for them. Which of those,
+    the key says, so that many stages spread."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    fit = sorted(node["NodeID"] for node in alive if node["Resources"].get("CPU", 0.0) >= share.cpus)
+    chosen = fit[zlib.crc32(key.encode()) % len(fit)]  # the largest node always fits: the share was cut to it
+    return NodeAffinitySchedulingStrategy(chosen, soft=True)

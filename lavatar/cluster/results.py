@@ -14,17 +14,25 @@ NAME = "result.json"
 def read_result(spec: StageSpec) -> StageResult | None:
     """The result of an earlier run, if all its files are still there."""
     try:
-        data = json.loads((spec.out_dir / NAME).read_text())
+        result = parse_result(spec, (spec.out_dir / NAME).read_bytes())
+    except OSError:
+        return None
+    return result if result is not None and all(whole(path) for path in result.artefacts.values()) else None
+
+
+def parse_result(spec: StageSpec, text: bytes) -> StageResult | None:
+    """The result that a result.json holds; None where it is damaged or another stage's."""
+    try:
+        data = json.loads(text)
         if data["key"] != spec.key:
             return None
         artefacts = {str(name): spec.out_dir / path for name, path in data["artefacts"].items()}
         metrics, notes = data["metrics"], tuple(str(note) for note in data["notes"])
         if not isinstance(metrics, dict) or not all(_inside(path, spec.out_dir) for path in artefacts.values()):
             return None
-        result = StageResult(artefacts, metrics, notes)
+        return StageResult(artefacts, metrics, notes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return None
-    return result if all(whole(path) for path in artefacts.values()) else None
 
 
 def _inside(path: Path, folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from lavatar.cluster.logs import log_path, noted, redirected
 from lavatar.cluster.results import read_result
+from lavatar.cluster.store import TRAINED, brought, open_store
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
 from lavatar.errors import ConfigError, StageFailedError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from lavatar.cluster.resources import Share
 
 FETCH_SECONDS = 0.15
-TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
 
 
 class StageHandle(Protocol):
@@ -160,7 +160,7 @@ class StageRunner:
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None = None) -> StageHandle:
         """Starts a stage and returns at once; one that is complete on disk is not run again."""
         kept = read_result(spec)
-        if kept is not None:
+        if kept is not None and open_store(spec.home) is None:  # else the stage itself sees to it that it is stored
             return FinishedHandle(kept)
         if self.backend == "inline":
             from lavatar.cluster.inline import InlineHandle
@@ -229,9 +229,10 @@ class RayHandle:
         from lavatar.cluster.unwrap import cause_of
 
         try:
-            return self._ray.get(self._reference)
+            result = self._ray.get(self._reference)
         except self._ray.exceptions.RayError as error:
             raise cause_of(error, log_path(self._spec)) from error
+        return brought(self._spec, result)
 
     def cancel(self) -> None:
         # Never an exception thrown into a process that works: one that is hit in the middle of an import is used again.
@@ -245,8 +246,10 @@ class RayHandle:
 
 def _options(spec: StageSpec, share: Share) -> dict[str, Any]:
     """Ray's options for the stage's own task."""
+    from lavatar.cluster.resources import node_for
+
     own = spec.kind is StageKind.PREVIEW  # the others only coordinate: their workers hold the CPUs
-    return {
+    options = {
         "name": spec.name,
         "num_cpus": share.cpus if own else 0,
         "num_gpus": share.gpus if own else 0,
@@ -254,6 +257,9 @@ def _options(spec: StageSpec, share: Share) -> dict[str, Any]:
         "max_retries": Recipe.model_validate(spec.recipe).resources.max_failures,
         "retry_exceptions": False,
     }
+    if spec.kind is StageKind.PREPROCESS and open_store(spec.home) is not None:
+        options["scheduling_strategy"] = node_for(spec.key, share)
+    return options
 
 
 def _run_stage(
@@ -273,9 +279,6 @@ def _run_stage(
     if ray.get(mailbox.started.remote(spec.key, heeds=spec.kind not in TRAINED)):
         raise stopped(spec)
     recipe, log = Recipe.model_validate(spec.recipe), log_path(spec)
-    kept = read_result(spec)
-    if kept is not None:
-        return kept  # finished by an attempt whose process died before it could say so
 
     def train(plan: Any) -> dict[str, Any]:
         from lavatar.cluster.trainer import train_on_workers
@@ -285,7 +288,8 @@ def _run_stage(
     with redirected(log), noted(log, spec.name), Post(mailbox, spec.key) as post:
         if spec.kind not in TRAINED:
             limit_threads(share.cpus)
-        parallel = RayMap(share.cpus, log, post.cancelled, ahead=2 * _slots(share.cpus))
+        ahead, alone = 2 * _slots(share.cpus), open_store(spec.home) is not None
+        parallel = RayMap(share.cpus, log, post.cancelled, ahead, here=alone)
         device = "cuda" if share.gpus and spec.kind is StageKind.PREVIEW else "cpu"
         return run_body(spec, Context(post, post.cancelled, metrics, parallel, train, device), bodies)
 

@@ -230,9 +230,11 @@ def _evaluate(
     from lavatar.inference.evaluate import evaluate_both
     from lavatar.inference.loading import best_device, load_avatar, load_pair
 
-    avatar = load_avatar(release_dir(head.spec.out_dir), best_device())
-    bridge = load_pair(release_dir(pair.spec.out_dir), avatar.device) if pair else None
     inputs = stages.stage(StageKind.PAIR).spec.inputs
+    models = [release_dir(stage.spec.out_dir) for stage in (head, pair) if stage]
+    Home(head.spec.home).fetch(*models, inputs["avatar_dataset"], inputs["actor_dataset"])
+    avatar = load_avatar(models[0], best_device())
+    bridge = load_pair(models[1], avatar.device) if pair else None
     both = evaluate_both(
         avatar, inputs["avatar_dataset"], recipe, bridge, inputs["actor_dataset"], events=events, stage=row.method.name
     )

@@ -22,7 +22,7 @@ LIBRARIES = {
 
 PACKAGES = (
     "torch", "ray", "mlflow", "deepspeed", "webdataset", "opencv-python", "mediapipe", "onnxruntime", "av",
-    "face-alignment", "lpips", "sqlalchemy", "alembic", "click", "pydantic", "safetensors", "rich",
+    "face-alignment", "lpips", "sqlalchemy", "alembic", "click", "pydantic", "safetensors", "rich", "fsspec",
 )  # fmt: skip
 LITTLE_SPACE = 5_000_000_000
 
@@ -46,6 +46,7 @@ def examine(home: Home, *, ray: bool = False) -> list[Check]:
         home_folder(home),
         disk(home),
         registry(home),
+        *store(home),
         weights(),
         accelerator(),
     ]
@@ -119,6 +120,18 @@ def registry(home: Home) -> Check:
         return Check("registry", "error", error.message, error.hint or f"Correct or unset {REGISTRY_VARIABLE}.")
     made = "" if before == HEAD else f", brought from {before or 'nothing'}"
     return Check("registry", "ok", f"revision {HEAD}{made}")
+
+
+def store(home: Home) -> list[Check]:
+    """One where LAVATAR_STORE is set."""
+    try:
+        found = home.store()
+        if found is None:
+            return []
+        found.check()
+    except LavatarError as error:
+        return [Check("store", "error", error.message, error.hint)]
+    return [Check("store", "ok", found.objects.url)]
 
 
 def weights() -> Check:

@@ -64,7 +64,7 @@ def _newest(
         digests[name or ""] = subject.digest if subject else None
     for stage in ledger.latest_stages(registry, kinds, avatar, actor, digests):
         job = ledger.job_of(registry, stage.key, avatar, actor)
-        if job is not None and release_dir(home.absolute(stage.out_dir)).is_dir():
+        if job is not None and released(home, stage):
             return stage, job
     for name in (avatar, actor):
         if name and not ledger.names_known(registry, name):
@@ -73,6 +73,12 @@ def _newest(
     raise JobError(
         f"there is no finished model of {what}", f"Make it: lavatar submit --avatar {avatar} --actor {actor or 'ACTOR'}"
     )
+
+
+def released(home: Home, stage: Stage) -> bool:
+    """Whether the model of a finished stage is still there: in the store, else in the home."""
+    store = home.store()
+    return bool(store.finished([stage.key])) if store else release_dir(home.absolute(stage.out_dir)).is_dir()
 
 
 def _data(registry: Registry, job: Job, subject: str) -> Stage:

@@ -11,9 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StorageError
+from lavatar.training.files import exclusive
+
+if TYPE_CHECKING:
+    from lavatar.cluster.store import Store
 
 HOME_VARIABLE = "LAVATAR_HOME"
 REGISTRY_VARIABLE = "LAVATAR_REGISTRY"
@@ -49,6 +54,20 @@ class Home:
     def registry_url(self) -> str:
         """LAVATAR_REGISTRY (any SQLAlchemy address), else SQLite in the home."""
         return os.environ.get(REGISTRY_VARIABLE, "").strip() or f"sqlite:///{self.root / 'registry.db'}"
+
+    def store(self) -> Store | None:
+        """Where the results of stages are kept for other nodes: LAVATAR_STORE (any fsspec address); None: here alone.
+        Raises ConfigError."""
+        from lavatar.cluster.store import open_store
+
+        return open_store(self.root)
+
+    def fetch(self, *folders: Path | None) -> None:
+        """These results from the store, where they are not on this disk. Raises DataError, StorageError."""
+        store = self.store()
+        for folder in folders:
+            if store is not None and folder is not None:
+                store.fetch(folder)
 
     @property
     def tracking_uri(self) -> str:
@@ -186,18 +205,3 @@ def alone_in(home: Home) -> Iterator[bool]:
             yield False
             return
         yield True  # closing the file frees the lock
-
-
-@contextmanager
-def exclusive(lock: Path, *, shared: bool = False) -> Iterator[None]:
-    """One process at a time on this machine holds `lock` (an empty file that stays); freed when the process dies.
-
-    `shared`: as many as like, but none of them beside one that holds it alone.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)

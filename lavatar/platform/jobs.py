@@ -36,6 +36,7 @@ def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
         ledger.begin_attempt(registry, plan.job_id, ())
         for stage in plan.stages:
             office.display.state(stage.name, "cached")
+        _bring_previews(office, plan)
         return
     job = ledger.claim_job(registry, plan.job_id, office.owner)
     with _ending(office, plan.job_id), _Heartbeat(registry, office.owner, plan.job_id) as pulse:
@@ -47,14 +48,21 @@ def store_job(
 ) -> list[PlannedStage]:
     """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
     keys = [stage.key for stage in plan.stages]
+    store = home.store()
+    if store is not None:
+        store.check()
     ledger.release_dead(registry)
     for lost in ledger.reopen_lost(registry, home, keys):
-        warn(f"the files of {lost.name} are gone: it is done again")
+        where = "not in the store: it is stored, or" if store else "gone: it is"
+        warn(f"the files of {lost.name} are {where} done again")
     done = ledger.finished(registry, home, keys)
     todo = [stage for stage in plan.stages if stage.key not in done]
     if todo:
         require_weights(todo)
         home.require_space(space_needed(todo, plan.people))
+        if store is not None:
+            for person in plan.people.values():
+                store.keep_video(person.source)
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
     stages = ledger.job_stages(registry, plan.job_id)
     done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked
@@ -86,6 +94,7 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
                 office.display.message("starting the cluster" if ray else "starting")
                 with office.open_runner() as runner:
                     execution.run(runner, todo, registrar.finished)
+        _bring_previews(office, plan)
         state = State.FINISHED
     except STOPS:
         state = State.INTERRUPTED
@@ -95,6 +104,11 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
             ours = ledger.get_job(registry, job.id).owner == office.owner.id  # else its run is another process's now
             if ours and tracker and tracker.end(job.mlflow_run_id, state):
                 ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
+
+
+def _bring_previews(office: Office, plan: Plan) -> None:
+    """What the report names, onto this disk."""
+    office.home.fetch(*(pair.preview.spec.out_dir for pair in plan.pairs))
 
 
 def _open_tracker(office: Office, required: bool, warn: Callable[[str], None]) -> Tracker | None:

@@ -169,7 +169,7 @@ def finish_stage(
 ) -> bool:
     """The stage is done, for the job that ran it after `seconds`: its result and its new state in one transaction.
     False if it was taken over meanwhile."""
-    summary = _manifest_summary(spec) if spec.kind is StageKind.PREPROCESS else {}
+    summary = _manifest_summary(home, spec) if spec.kind is StageKind.PREPROCESS else {}
     with registry.write() as session:
         stage = _stage(session, spec.key)
         if stage.owner != owner.id:
@@ -189,12 +189,13 @@ def finish_stage(
     return True
 
 
-def _manifest_summary(spec: StageSpec) -> dict[str, Any]:
+def _manifest_summary(home: Home, spec: StageSpec) -> dict[str, Any]:
     """What the registry keeps of a manifest; the dropped frames themselves stay in the manifest."""
     import json
 
     try:
-        manifest = json.loads((spec.out_dir / "manifest.json").read_text())
+        path, store = spec.out_dir / "manifest.json", home.store()
+        manifest = json.loads(path.read_bytes() if store is None or path.exists() else store.read(path) or b"")
     except (OSError, ValueError):
         return {}
     kept = ("digest", "kind", "frames", "train", "eval", "fps", "reprojection_px", "portrait_size", "has_audio")
@@ -242,23 +243,25 @@ def begin_attempt(registry: Registry, job_id: str, todo: Sequence[str]) -> None:
 
 @patiently
 def finished(registry: Registry, home: Home, keys: Collection[str]) -> set[str]:
-    """Of these stages, those that are done and whose files are still there."""
+    """Of these stages, those that are done and whose files are still there: in the store, else in the home."""
+    store = home.store()
     with registry.read() as session:
         stages = session.scalars(select(Stage).where(Stage.key.in_(list(keys)), Stage.state == State.FINISHED.value))
-        return {stage.key for stage in stages if _files_present(session, home, stage)}
+        done = {stage.key for stage in stages if store is not None or _files_present(session, home, stage)}
+    return done if store is None else store.finished(done)
 
 
 @patiently
 def reopen_lost(registry: Registry, home: Home, keys: Collection[str]) -> list[Stage]:
     """Finished stages whose files were deleted become pending again; returns them."""
-    lost = []
+    wanted = list(keys)
+    present = finished(registry, home, wanted)
     with registry.write() as session:
-        chosen = select(Stage).where(Stage.key.in_(list(keys)), Stage.state == State.FINISHED.value)
-        for stage in session.scalars(chosen.with_for_update()):
-            if not _files_present(session, home, stage):
-                move(stage, State.PENDING)
-                session.execute(delete(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
-                lost.append(stage)
+        chosen = select(Stage).where(Stage.key.in_(set(wanted) - present), Stage.state == State.FINISHED.value)
+        lost = list(session.scalars(chosen.with_for_update()))
+        for stage in lost:
+            move(stage, State.PENDING)
+            session.execute(delete(Artefact).where(Artefact.stage_key == stage.key, Artefact.kind == "file"))
     return lost
 
 

@@ -100,6 +100,13 @@ class Registrar:
             key = release.stage_key
             stage = ledger.get_stage(self._office.registry, key)
             run_id = stage.mlflow_run_id if stage else None
+            try:
+                self._office.home.fetch(*release.folders.values())
+            except (
+                LavatarError
+            ) as error:  # the job's own results are there: only this is missing, until the next submit
+                self._warn(f"{release.name} could not be registered: {error.message}")
+                continue
             version = register(self._office.home, self._tracker, release, run_id, self._warn)
             if version is not None:
                 ledger.store_model(self._office.registry, key, release.name, version, self._tracker.uri)

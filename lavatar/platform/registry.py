@@ -20,9 +20,10 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, Operational
 from sqlalchemy.orm import Session
 
 from lavatar.errors import JobError, LavatarError, StorageError
-from lavatar.platform.home import REGISTRY_VARIABLE, Home, exclusive
+from lavatar.platform.home import REGISTRY_VARIABLE, Home
+from lavatar.training.files import exclusive
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision in migrations/versions."""
 
 BUSY_SECONDS = 30.0

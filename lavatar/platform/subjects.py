@@ -182,8 +182,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".m
 
 def source_of(subject: Subject) -> VideoSource:
     """Where the subject's frames come from, as stages want it."""
-    path = Path(subject.path) if subject.path else None
-    return VideoSource(name=subject.name, path=path, synthetic_seed=subject.synthetic_seed)
+    if subject.path is None:
+        return VideoSource(name=subject.name, synthetic_seed=subject.synthetic_seed)
+    return VideoSource(name=subject.name, path=Path(subject.path), digest=subject.digest)
 
 
 def require_unchanged(subject: Subject) -> None:

@@ -23,10 +23,11 @@ from lavatar.cluster.environment import UNREPORTED
 from lavatar.errors import JobError
 from lavatar.inference.figures import flat
 from lavatar.masking import masked
-from lavatar.platform.home import TRACKING_VARIABLE, Home, exclusive
+from lavatar.platform.home import TRACKING_VARIABLE, Home
 from lavatar.platform.leases import process_mark
 from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
+from lavatar.training.files import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

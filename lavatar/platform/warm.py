@@ -17,7 +17,7 @@ from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
 from lavatar.platform import ledger
-from lavatar.platform.finished import recipe_of
+from lavatar.platform.finished import recipe_of, released
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Person, WarmSource, release_dir
 from lavatar.platform.registry import Registry
@@ -77,7 +77,7 @@ class WarmChoice:
 
     def _startable(self, start: Stage | None) -> bool:
         """Whether a new pair can read it."""
-        return start is None or source_at(self.home, start).release.is_dir()
+        return start is None or released(self.home, start)
 
     def _fits(self, trained: _Trained, actor: Person) -> bool:
         """Finished and there, of another actor, and of a Y-network and losses that are the same."""

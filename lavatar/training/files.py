@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all, and errors of the disk that say what to do. Imports no torch."""
+"""Files that are there whole or not at all, locks, and errors of the disk that say what to do. Imports no torch."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -52,3 +53,18 @@ def _storage_error(path: Path, reason: str) -> StorageError:
         f"cannot write {path}: {reason}",
         "Free some space or make the folder writable, then repeat the command: it goes on from the last checkpoint.",
     )
+
+
+@contextmanager
+def exclusive(lock: Path, *, shared: bool = False) -> Iterator[None]:
+    """One process at a time on this machine holds `lock` (an empty file that stays); freed when the process dies.
+
+    `shared`: as many as like, but none of them beside one that holds it alone.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

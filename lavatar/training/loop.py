@@ -62,14 +62,17 @@ def train(
     *,
     span: Span | None = None,
     stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[Path], None] = lambda checkpoint: None,
 ) -> TrainingOutcome:
     """Trains `task` up to `config.steps`, resuming from the newest whole checkpoint in `out_dir`.
 
+    `saved` is told the folder of each checkpoint that the first worker has written.
     SIGTERM (in a main thread) or `stop()` makes a checkpoint and raises Interrupted. A term that is not finite raises
     TrainingError naming term, step and samples.
     """
     with _sigterm() as terminated:
-        run = _Run(task, config, engine, out_dir, metrics or NullSink(), events or NullSink(), stage, span or Span())
+        sinks = (metrics or NullSink(), events or NullSink())
+        run = _Run(task, config, engine, out_dir, *sinks, stage, span or Span(), saved)
         return run.to_the_end(lambda: terminated.is_set() or stop())
 
 
@@ -86,11 +89,12 @@ class _Run:
         events: EventSink,
         stage: str,
         span: Span,
+        on_saved: Callable[[Path], None],
     ) -> None:
         self.task, self.config, self.engine, self.out_dir = task, config, engine, out_dir
         self.metrics, self.events, self.stage, self.span = metrics, events, stage, span
         self.curve = f"{span.label}/" if span.label else ""
-        self.saved = -1
+        self.on_saved, self.saved = on_saved, -1
         self.shown = 0.0
         check_batch(config, engine.world)
 
@@ -190,7 +194,8 @@ class _Run:
         }
         streams = {f"{name}/{rank}": value for name, values in rng.items() for rank, value in enumerate(values)}
         extra = {name: value.detach().cpu().contiguous() for name, value in self.task.state().items()}
-        checkpoints.save(self.out_dir, Checkpoint(step, state.modules, state.moments, streams, extra, info))
+        checkpoint = Checkpoint(step, state.modules, state.moments, streams, extra, info)
+        self.on_saved(checkpoints.save(self.out_dir, checkpoint))
 
     def _interrupt(self, step: int) -> None:
         self._save(step)

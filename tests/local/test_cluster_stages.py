@@ -113,6 +113,35 @@ def test_a_cancelled_preprocessing_stops_without_a_manifest(ray_session: object,
     assert not list(spec.out_dir.glob("*.json"))
 
 
+def _node(item: int) -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def test_nodes_that_share_no_disk_get_whole_preprocessings(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage and all of its segments are bound to one node, which has the CPUs for them."""
+    import ray
+
+    from lavatar.cluster.parallel import RayMap
+    from lavatar.cluster.resources import Share
+    from lavatar.cluster.stages import _options
+
+    spec = dataset_spec(tmp_path, 3, small_recipe())
+    monkeypatch.delenv("LAVATAR_STORE", raising=False)
+    assert "scheduling_strategy" not in _options(spec, Share(1.0))
+    monkeypatch.setenv("LAVATAR_STORE", f"file://{tmp_path}/store")
+    chosen = _options(spec, Share(1.0))["scheduling_strategy"]
+    own = ray.get_runtime_context().get_node_id()
+    assert chosen.node_id == own
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    bound = RayMap(1, tmp_path / "log", lambda: False, ahead=2, here=True)
+    assert set(bound(_node, range(4))) == {own}
+    assert (bound._where.node_id, bound._where.soft) == (own, False)
+
+
 def _linger(folder: Path) -> None:
     (folder / str(os.getpid())).touch()
     time.sleep(600)

@@ -414,6 +414,24 @@ def test_doctor_names_what_is_missing(lavatar: Any, tmp_path: Path, monkeypatch:
     assert "missing: no-such-package" in lavatar("doctor")[1]
 
 
+def test_doctor_tries_the_store(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavatar.cluster import objects
+    from lavatar.platform import doctor
+    from lavatar.platform.home import Home
+
+    assert doctor.store(Home(home)) == []
+    monkeypatch.setattr(objects, "FIRST_SECONDS", 0.001)
+    monkeypatch.setenv("LAVATAR_STORE", f"file://{tmp_path}/store")
+    (good,) = doctor.store(Home(home))
+    assert (good.state, good.text) == ("ok", f"file://{tmp_path}/store")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LAVATAR_STORE", f"file://{tmp_path}/file/store")
+    (bad,) = doctor.store(Home(home))
+    assert bad.state == "error"
+    assert "Not a directory" in bad.text
+    assert "LAVATAR_STORE" in bad.hint
+
+
 def test_weights_list_and_a_fetch_that_fails(lavatar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVATAR_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

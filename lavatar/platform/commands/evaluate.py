@@ -50,6 +50,7 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
             f"the output {folder} is a file", "Name a folder: the page, the figures and the table go there."
         )
     with reserved(), working_in(home):
+        home.fetch(found.avatar, found.avatar_data, found.pair, found.actor_data)
         display = open_display()
         try:
             metrics, notes, files = _measure(found, folder, display)

@@ -39,6 +39,7 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
     found = find_pair(registry, home, avatar, actor)
     assert found.pair is not None
     with reserved(), working_in(home):
+        home.fetch(found.avatar, found.pair)
         from lavatar.inference.loading import best_device, load_avatar, load_pair
         from lavatar.inference.reenact import reenact_video
 
