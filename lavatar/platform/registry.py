@@ -35,6 +35,8 @@ PATIENCE_SECONDS = 120.0
 P = ParamSpec("P")
 R = TypeVar("R")
 _WRITE = "lavatar_write"
+_EPOCH_DAY = 2440587.5
+"""The first of January 1970 as a Julian day."""
 _ADVISORY_LOCK = 0x1A7A7A4  # any number, the same for every lavatar: serialises migrations on one PostgreSQL
 _FREEING_LOCK = 0x1A7A7A5  # another one: who frees a stage shuts out who plans it
 
@@ -131,8 +133,8 @@ def hold_stages(session: Session, *, freeing: bool = False) -> None:
     SQLite has one writer at a time as it is.
     """
     if session.get_bind().dialect.name == "postgresql":
-        lock = "pg_advisory_xact_lock" if freeing else "pg_advisory_xact_lock_shared"
-        session.execute(sa.text(f"SELECT {lock}(:n)"), {"n": _FREEING_LOCK})
+        lock = sa.func.pg_advisory_xact_lock if freeing else sa.func.pg_advisory_xact_lock_shared
+        session.execute(sa.select(lock(_FREEING_LOCK)))
 
 
 def now() -> float:
@@ -142,9 +144,10 @@ def now() -> float:
 
 def database_now(session: Session) -> float:
     """Unix seconds by the database's clock, which is the same one for all machines that share the registry."""
-    postgresql = session.get_bind().dialect.name == "postgresql"
-    clock = "extract(epoch FROM clock_timestamp())" if postgresql else "(julianday('now') - 2440587.5) * 86400.0"
-    return float(session.execute(sa.text(f"SELECT {clock}")).scalar_one())
+    if session.get_bind().dialect.name == "postgresql":
+        return float(session.scalar(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))) or 0.0)
+    days = session.scalar(sa.select(sa.func.julianday("now")))
+    return (float(days or 0.0) - _EPOCH_DAY) * 86400.0
 
 
 def _engine(url: str) -> Engine:

@@ -73,7 +73,7 @@ def test_errors_logs_and_arguments_are_masked(tmp_path: Path) -> None:
     assert "u:***@host" in (tmp_path / "stage.log").read_text()
     factory = MlflowSinkFactory(url, "run")
     assert "s3cr3t" not in repr(factory)
-    assert dataclasses.astuple(factory) == (url, "run")
+    assert dataclasses.astuple(factory)[:2] == (url, "run")
     assert "s3cr3t" not in ledger.failure(RuntimeError(url))[0]
 
 
