@@ -145,7 +145,7 @@ def now() -> float:
 def database_now(session: Session) -> float:
     """Unix seconds by the database's clock, which is the same one for all machines that share the registry."""
     if session.get_bind().dialect.name == "postgresql":
-        return float(session.scalar(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))) or 0.0)
+        return float(session.scalar(sa.select(sa.func.date_part("epoch", sa.func.clock_timestamp()))) or 0.0)
     days = session.scalar(sa.select(sa.func.julianday("now")))
     return (float(days or 0.0) - _EPOCH_DAY) * 86400.0
 
