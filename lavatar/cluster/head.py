@@ -245,7 +245,7 @@ def _record(home: Path) -> Path:
 def _answers(head: Head) -> bool:
     """Whether something speaks HTTP there; the token is not shown to it yet."""
     try:
-        urllib.request.urlopen(head.dashboard, timeout=ANSWER_SECONDS).close()
+        _DIRECT.open(head.dashboard, timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):

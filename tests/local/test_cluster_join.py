@@ -197,7 +197,7 @@ def test_slurm_gives_a_cluster_for_one_command(tmp_path: Path) -> None:
         steps = (first.temp.parent / "srun.log").read_text()
         assert "node-1: lavatar cluster up --block" in steps
         assert "node-2: lavatar cluster join --block" in steps
-        assert (first.processes(), second.processes()) == ([], [])
+        assert (first.processes(), second.processes()) == ([], []), errors
         with allocation(home, first) as script:
             assert script.wait(LIMIT) == 2
 

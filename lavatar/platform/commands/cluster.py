@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lavatar.cluster.deployment import KINDS
+from lavatar.errors import JobError, UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, note, reserved, table
@@ -39,12 +42,15 @@ def up(host: str, cpus: int | None, gpus: int | None, dashboard_port: int, block
     from lavatar.cluster.head import up as start
 
     home = Home.from_environment().ensure()
-    note("starting Ray …")
-    with reserved():
-        head, started = start(home.root, host=host, cpus=cpus, gpus=gpus, dashboard_port=dashboard_port)
-    _tell(home, head, as_json, started=started)
-    if block and started:
-        _stay(home)
+    with _held(home, block):
+        note("starting Ray …")
+        with reserved():
+            head, started = start(home.root, host=host, cpus=cpus, gpus=gpus, dashboard_port=dashboard_port)
+        if block and not started:
+            raise UsageError(
+                f"a cluster is up already, at {head.dashboard}", "Leave --block out: it is not this one's."
+            )
+        _tell(home, head, as_json, started=started)
 
 
 @cluster.command()
@@ -62,14 +68,16 @@ def join(address: str | None, host: str | None, cpus: int | None, gpus: int | No
     from lavatar.cluster.head import join as start
 
     home = Home.from_environment().ensure()
-    note("starting Ray …")
-    with reserved():
-        joined = start(home.root, address, host=host, cpus=cpus, gpus=gpus)
-    exposed = _exposed(home)
-    answer_json({"joined": joined, "exposed": exposed}) if as_json else answer(f"this machine is a node of {joined}")
-    _warn(exposed)
-    if block:
-        _stay(home)
+    with _held(home, block):
+        note("starting Ray …")
+        with reserved():
+            joined = start(home.root, address, host=host, cpus=cpus, gpus=gpus)
+        exposed = _exposed(home)
+        if as_json:
+            answer_json({"joined": joined, "exposed": exposed})
+        else:
+            answer(f"this machine is a node of {joined}")
+        _warn(exposed)
 
 
 @cluster.command()
@@ -78,7 +86,6 @@ def join(address: str | None, host: str | None, cpus: int | None, gpus: int | No
 def status(wait: int | None, as_json: bool) -> None:
     """Whether a cluster is up, its addresses, what its nodes have, and what other machines can reach of this one."""
     from lavatar.cluster.head import current, wait_for
-    from lavatar.errors import JobError
 
     home = Home.from_environment()
     head = current(home.root)
@@ -101,7 +108,6 @@ def down(force: bool, as_json: bool) -> None:
     """End the head or node that was started here, and nothing else. Where none is, nothing changes."""
     from lavatar.cluster.head import down as stop
     from lavatar.cluster.node import has_head
-    from lavatar.errors import JobError
     from lavatar.platform.ledger import list_jobs, release_dead
     from lavatar.platform.registry import open_registry
     from lavatar.platform.states import State
@@ -179,14 +185,19 @@ def _warn(exposed: list[dict[str, str]]) -> None:
     )
 
 
-def _stay(home: Home) -> None:
-    """Until Ray ends (JobError), or a signal comes, which ends it."""
+@contextlib.contextmanager
+def _held(home: Home, block: bool) -> Iterator[None]:
+    """With --block: what starts inside stays until Ray ends (JobError) or a signal, at any time, takes it down."""
+    if not block:
+        yield
+        return
     from lavatar.cluster.head import down as stop
     from lavatar.cluster.node import wait
     from lavatar.platform.signals import terminate_as_interrupt
 
     with terminate_as_interrupt():
         try:
+            yield
             wait(home.root)
         except KeyboardInterrupt:
             note("taking it down …")

@@ -167,7 +167,8 @@ def _tell(home: Home, mlflow: str, as_json: bool) -> None:
 
 def _dashboard(home: Home) -> dict[str, Any]:
     """Whether a cluster runs, the address of Ray's page and the file of its token where there are, and a sentence."""
-    from lavatar.cluster.session import private_folder, running
+    from lavatar.cluster.head import token_file
+    from lavatar.cluster.session import running
 
     sessions = running(home.root)
     ray: dict[str, Any] = {"running": bool(sessions), "dashboard": None, "token_file": None}
@@ -178,5 +179,5 @@ def _dashboard(home: Home) -> dict[str, Any]:
         return {**ray, "text": f"off in the job that runs; with a dashboard: lavatar submit … {_DASHBOARD_ON}"}
     if "RAY_AUTH_TOKEN" in os.environ:
         return {**ray, "dashboard": sessions[0], "text": "it asks for the token in RAY_AUTH_TOKEN"}
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(private_folder(home.root) / "token")
+    token = str(token_file(home.root))
     return {**ray, "dashboard": sessions[0], "token_file": token, "text": f"it asks for the token in {token}"}
