@@ -166,10 +166,13 @@ def test_a_head_that_dies_leaves_a_job_that_can_be_resumed(
     moment = at_checkpoint(lavatar, 3)
     family = {p.pid: p for found in processes_of(lavatar.home) for p in (found, *found.children(recursive=True))}
     (server,) = (p for p in family.values() if "gcs_server" in p.name())
+    work = [p for p in family.values() if not any("monitor.py" in word for word in p.cmdline())]
     server.kill()
-    _, alive = psutil.wait_procs(list(family.values()), timeout=180)
-    assert alive == [], "Ray's processes, and what they ran, end without their head"
+    _, alive = psutil.wait_procs(work, timeout=180)
+    assert alive == [], "the job and its workers end without their head"
     assert json.loads(lavatar("jobs", "show", job, "--json")[1])["state"] == "interrupted"
+    assert lavatar("cluster", "down")[0] == 0, "two monitors of Ray's stay until then"
+    assert processes_of(lavatar.home) == []
     assert lavatar("cluster", "up", "--cpus", "1")[0] == 0, lavatar.errors()
     code, _ = lavatar("jobs", "resume", job, "--detach")
     assert code == 0, lavatar.errors()
