@@ -65,16 +65,21 @@ class StageRunner(Protocol):
 
 
 def take_away_damaged(folder: Path) -> bool:
-    """Remove a dataset if it is damaged; whether it was."""
+    """Make a dataset an unfinished one if it is damaged: its whole segments are taken up again. Whether it was."""
     from lavatar.datasets.preprocess import clean_folder
+    from lavatar.datasets.salvage import take_apart
     from lavatar.datasets.shards import verify
 
     try:
         verify(folder)
+        return False
     except ShardError:
+        pass
+    try:
+        take_apart(folder)
+    except ShardError:  # the manifest itself: nothing tells which tars are whole
         clean_folder(folder)
-        return True
-    return False
+    return True
 
 
 RunnerFactory = Callable[[], AbstractContextManager[StageRunner]]

@@ -88,7 +88,7 @@ def test_what_must_be_whole_names_tars_and_samples(tmp_path: Path) -> None:
     assert caught.value.message.endswith("and 1 more")
     tar = tmp_path / "shard-00000.tar"
     tar.write_bytes(tar.read_bytes()[:5000])
-    with pytest.raises(ShardError, match=r"shard-00000.tar is damaged, after 0000000"):
+    with pytest.raises(ShardError, match=r"shard-00000\.tar is damaged, after 0000000"):
         shards.require_whole(tmp_path)
 
 
