@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lavatar.cluster import head, node, session
-from lavatar.cluster.environment import alive
+from lavatar.cluster.environment import alive, left_behind
 from lavatar.datasets import shards
 from lavatar.platform.findings import Finding, Place
 from lavatar.platform.home import KEY, Home, size_of, size_text
@@ -89,9 +89,11 @@ def _key(path: Path) -> str | None:
 
 
 def _scratch(home: Home) -> Iterator[Leftover]:
-    """Copies that were being registered as models."""
+    """Copies that were being registered as models, and what was handed to processes."""
     for path in sorted(home.root.glob("release-*")):
         yield Leftover("copy of a model that was being registered", path)
+    for path in left_behind(home.root):
+        yield Leftover("secrets handed to a process that is gone", path)
 
 
 def _ray(home: Home) -> Iterator[Leftover]:

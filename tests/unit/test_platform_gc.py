@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, planning
+from lavatar.platform import jobs, ledger, planning, registering
 from lavatar.platform.deletion import delete_job
 from lavatar.platform.garbage import Item, freed, garbage
 from lavatar.platform.home import Home, working_in
@@ -43,7 +43,7 @@ World = tuple[Home, Registry]
 def world(home: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A home whose jobs go without MLflow."""
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.001)
     monkeypatch.setattr("lavatar.platform.runs._there", lambda home: False)
     return fresh(home)
