@@ -22,7 +22,7 @@ from sqlalchemy import update
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
 from lavatar.datasets.preprocess import DIGEST, WORK, kept_segment
-from lavatar.platform import jobs, leases, ledger
+from lavatar.platform import jobs, leases, ledger, registering
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
