@@ -98,15 +98,15 @@ def _scratch(home: Home) -> Iterator[Leftover]:
 
 def _ray(home: Home) -> Iterator[Leftover]:
     """Of Rays that jobs started; of a cluster that is up nothing is."""
-    root = session.root_of(home.root)
+    root, shared = session.root_of(home.root), session.shared_of(home.root)
     for path in session.ended(root / "t"):
         yield Leftover("files of a Ray whose process is gone", path)
-    if not (root / head.RECORD).exists() and not head.running_here(home.root):
+    if not (shared / head.RECORD).exists() and not head.running_here(home.root):
         for path in [ended for folder in node.folders(home.root) for ended in session.ended(folder)]:
             yield Leftover("files of a cluster that is gone", path)
     for path in sorted(root.glob("session-*.json")):
         if not alive(path.stem.rpartition("-")[2]):
             yield Leftover("record of a Ray whose process is gone", path)
-    for path in sorted(root.glob(".token-*")):
+    for path in sorted(shared.glob(".token-*")):
         if not alive(path.name.rpartition("-")[2]):
             yield Leftover("temporary file of a process that is gone", path)
