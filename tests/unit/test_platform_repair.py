@@ -361,6 +361,7 @@ def test_temporary_files_and_rays_folders_of_the_dead_are_removed(short: Path) -
         home / "ray" / f"session-{dead}.json",
         home / "handed" / f"{platform.node()}-{dead}.json",
     ]
+    latest = home / "ray" / "t" / "session_latest"
     stays = home / "ray" / "t" / f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
     for folder in (*left[1:4], stays):
         folder.mkdir(parents=True)
@@ -368,13 +369,15 @@ def test_temporary_files_and_rays_folders_of_the_dead_are_removed(short: Path) -
     left[5].parent.mkdir()
     for file in left[4:]:
         file.write_text("{}")
+    latest.symlink_to(left[3])
+    left.append(latest)
     with working_in(place):
         assert doctor(place, repair=True) == [], "somebody works here: it may be theirs"
     found = doctor(place)
     assert {outcome.finding.where for outcome in found} == {str(path) for path in left}
     assert any("Ray whose process is gone (1.0 kB)" in text for text in words(found))
     assert all(outcome.mended for outcome in doctor(place, repair=True))
-    assert not [path for path in left if path.exists()]
+    assert not [path for path in left if path.exists() or path.is_symlink()]
     assert stays.exists()
     assert doctor(place) == []
 
