@@ -200,6 +200,28 @@ def test_what_no_row_and_no_benchmark_names_is_freed(world: World, home: Path) -
     assert not part.exists()
 
 
+def test_what_is_freed_is_gone_from_the_store_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry = world
+    plans = {actor: make_plan(home, "A", actor) for actor in "BC"}
+    for plan in plans.values():
+        run(world, plan)
+    monkeypatch.setenv("LAVATAR_STORE", (home.root / "store").as_uri())
+    store = home.store()
+    assert store is not None
+    for stage in {stage.key: stage for plan in plans.values() for stage in plan.stages}.values():
+        (stage.spec.out_dir / "result.json").write_text(json.dumps({"key": stage.key}))
+        store.publish(stage.spec)
+        store.finish(stage.spec)
+    store.objects.write(f"stages/{'f' * 64}/result.json", b"another home's")
+    delete_job(registry, plans["B"].job_id)
+    preview = next(item for item in garbage(home, registry, print) if "preview" in item.what)
+    assert preview.bytes == 2 * 3 + len(json.dumps({"key": "f" * 64})), "on this disk and in the store"
+    assert len(collect(world)) == 3
+    kept = {stage.key for stage in plans["C"].stages}
+    assert set(store.objects.names("stages")) == {*kept, "f" * 64}
+    assert ledger.finished(registry, home, [stage.key for plan in plans.values() for stage in plan.stages]) == kept
+
+
 def test_a_killed_gc_leaves_what_the_next_one_frees(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     home, registry = world
     plan = make_plan(home)
