@@ -99,14 +99,22 @@ def take_over() -> None:
 
 
 def _forget_dead(folder: Path) -> None:
-    """Remove what killed drivers of this machine left, and what waits for drivers that never began."""
-    for path in folder.glob(f"{_ONCE}*.json"):
+    """Remove what `left_behind` names."""
+    for path in left_behind(folder.parent):
+        path.unlink(missing_ok=True)
+
+
+def left_behind(home: Path) -> list[Path]:
+    """Secrets of drivers of this machine that were killed, and those that wait for drivers that never began."""
+    found, folder = [], Path(home) / _FOLDER
+    for path in sorted(folder.glob(f"{_ONCE}*.json")):
         with contextlib.suppress(FileNotFoundError):  # its driver has it now
             if time.time() - path.stat().st_mtime > _WAITED_SECONDS:
-                path.unlink()
-    for path in folder.glob(f"{platform.node()}-*.json"):
+                found.append(path)
+    for path in sorted(folder.glob(f"{platform.node()}-*.json")):
         if not alive(path.stem.rpartition("-")[2]):
-            path.unlink(missing_ok=True)
+            found.append(path)
+    return found
 
 
 def alive(pid: int | str) -> bool:

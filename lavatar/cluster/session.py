@@ -315,9 +315,11 @@ def _joined() -> Session:
 
 
 def ended(temp: Path) -> list[Path]:
-    """Folders of Ray sessions whose process is gone (its number ends the name)."""
+    """Folders of Ray sessions whose process is gone (its number ends the name), and the link to the latest of them."""
     folders = [path for path in sorted(temp.glob("session_*_*")) if not path.is_symlink()]
-    return [path for path in folders if not alive(path.name.rpartition("_")[2])]
+    found, latest = [path for path in folders if not alive(path.name.rpartition("_")[2])], temp / "session_latest"
+    leads_nowhere = latest.is_symlink() and (not latest.exists() or latest.resolve().name in {p.name for p in found})
+    return [*found, latest] if leads_nowhere else found
 
 
 def remove_ended(temp: Path) -> None:
@@ -326,7 +328,7 @@ def remove_ended(temp: Path) -> None:
         if not alive(record.stem.rpartition("-")[2]):
             record.unlink(missing_ok=True)
     for folder in (*ended(temp), *temp.glob(f"session_*_{os.getpid()}")):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # leaves a link alone
     latest = temp / "session_latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink(missing_ok=True)

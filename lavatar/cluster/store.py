@@ -90,6 +90,20 @@ class Store:
             found |= {key for key, is_done in zip(unknown, pool.map(done, unknown), strict=True) if is_done}
         return wanted & found
 
+    def size_of(self, key: str) -> int:
+        """Bytes of the stage's files; 0 if there are none, or nobody knows."""
+        try:
+            files = json.loads(self.objects.read(f"stages/{key}/{INDEX}") or b"{}").get("files", {})
+            return sum(int(each["bytes"]) for each in files.values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return 0
+
+    def forget(self, key: str) -> None:
+        """The stage and its files are removed; first what says that it is finished. Raises StorageError."""
+        self._found.get(self.objects.url, set()).discard(key)
+        self.objects.remove(f"stages/{key}/{NAME}")
+        self.objects.remove(f"stages/{key}")
+
     def read(self, file: Path) -> bytes | None:
         """A small file of a finished stage, by its place in the home; it is not kept there."""
         key, name = self._place(file)

@@ -62,12 +62,12 @@ def freed(item: Item, warn: Callable[[str], None]) -> bool:
 
 def _stages(home: Home, registry: Registry) -> Iterator[Item]:
     """Rows with their folders and logs."""
-    shown = benchmarked(home)
+    shown, store = benchmarked(home), home.store()
     with registry.read() as session:
         rows = [stage for stage in unneeded(session) if stage.key not in shown]
     for stage in rows:
         paths = [home.absolute(stage.out_dir), _log(home, stage.key)]
-        size = sum(size_of(path) for path in paths)
+        size = sum(size_of(path) for path in paths) + (store.size_of(stage.key) if store else 0)
         yield Item(f"{stage!r}", str(paths[0]), size, partial(_free, home, registry, stage.key, paths))
 
 
@@ -98,9 +98,12 @@ def _free(home: Home, registry: Registry, key: str, paths: list[Path]) -> bool:
                 return False
             session.execute(delete(Artefact).where(Artefact.stage_key == key))
             session.execute(delete(Dataset).where(Dataset.key == key))
+            store = home.store() if stage else None  # what is no stage of this registry may be another one's there
             if stage:
                 session.delete(stage)
             session.flush()
+            if store:
+                store.forget(key)
             aside = [part for path in paths if (part := _put_aside(path))]
         for part in aside:
             shutil.rmtree(part) if part.is_dir() else part.unlink()

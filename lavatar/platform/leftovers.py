@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lavatar.cluster import head, node, session
-from lavatar.cluster.environment import alive
+from lavatar.cluster.environment import alive, left_behind
 from lavatar.datasets import shards
 from lavatar.platform.findings import Finding, Place
 from lavatar.platform.home import KEY, Home, size_of, size_text
@@ -89,22 +89,24 @@ def _key(path: Path) -> str | None:
 
 
 def _scratch(home: Home) -> Iterator[Leftover]:
-    """Copies that were being registered as models."""
+    """Copies that were being registered as models, and what was handed to processes."""
     for path in sorted(home.root.glob("release-*")):
         yield Leftover("copy of a model that was being registered", path)
+    for path in left_behind(home.root):
+        yield Leftover("secrets handed to a process that is gone", path)
 
 
 def _ray(home: Home) -> Iterator[Leftover]:
     """Of Rays that jobs started; of a cluster that is up nothing is."""
-    root = session.root_of(home.root)
+    root, shared = session.root_of(home.root), session.shared_of(home.root)
     for path in session.ended(root / "t"):
         yield Leftover("files of a Ray whose process is gone", path)
-    if not (root / head.RECORD).exists() and not head.running_here(home.root):
+    if not (shared / head.RECORD).exists() and not head.running_here(home.root):
         for path in [ended for folder in node.folders(home.root) for ended in session.ended(folder)]:
             yield Leftover("files of a cluster that is gone", path)
     for path in sorted(root.glob("session-*.json")):
         if not alive(path.stem.rpartition("-")[2]):
             yield Leftover("record of a Ray whose process is gone", path)
-    for path in sorted(root.glob(".token-*")):
+    for path in sorted(shared.glob(".token-*")):
         if not alive(path.name.rpartition("-")[2]):
             yield Leftover("temporary file of a process that is gone", path)

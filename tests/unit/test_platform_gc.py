@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, planning
+from lavatar.platform import jobs, ledger, planning, registering
 from lavatar.platform.deletion import delete_job
 from lavatar.platform.garbage import Item, freed, garbage
 from lavatar.platform.home import Home, working_in
@@ -43,7 +43,7 @@ World = tuple[Home, Registry]
 def world(home: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A home whose jobs go without MLflow."""
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.001)
     monkeypatch.setattr("lavatar.platform.runs._there", lambda home: False)
     return fresh(home)
@@ -198,6 +198,28 @@ def test_what_no_row_and_no_benchmark_names_is_freed(world: World, home: Path) -
     assert folders(place) == {shown}
     assert evaluation.exists()
     assert not part.exists()
+
+
+def test_what_is_freed_is_gone_from_the_store_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry = world
+    plans = {actor: make_plan(home, "A", actor) for actor in "BC"}
+    for plan in plans.values():
+        run(world, plan)
+    monkeypatch.setenv("LAVATAR_STORE", (home.root / "store").as_uri())
+    store = home.store()
+    assert store is not None
+    for stage in {stage.key: stage for plan in plans.values() for stage in plan.stages}.values():
+        (stage.spec.out_dir / "result.json").write_text(json.dumps({"key": stage.key}))
+        store.publish(stage.spec)
+        store.finish(stage.spec)
+    store.objects.write(f"stages/{'f' * 64}/result.json", b"another home's")
+    delete_job(registry, plans["B"].job_id)
+    preview = next(item for item in garbage(home, registry, print) if "preview" in item.what)
+    assert preview.bytes == 2 * 3 + len(json.dumps({"key": "f" * 64})), "on this disk and in the store"
+    assert len(collect(world)) == 3
+    kept = {stage.key for stage in plans["C"].stages}
+    assert set(store.objects.names("stages")) == {*kept, "f" * 64}
+    assert ledger.finished(registry, home, [stage.key for plan in plans.values() for stage in plan.stages]) == kept
 
 
 def test_a_killed_gc_leaves_what_the_next_one_frees(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

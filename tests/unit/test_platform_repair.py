@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from sqlalchemy import update
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
 from lavatar.datasets.preprocess import DIGEST, WORK, kept_segment
-from lavatar.platform import jobs, leases, ledger
+from lavatar.platform import jobs, leases, ledger, registering
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
@@ -48,7 +49,7 @@ World = tuple[Home, Registry, Plan]
 def world(home: Path, plain_digest: None, monkeypatch: pytest.MonkeyPatch) -> World:
     """A finished job of A driven by B, without MLflow."""
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(jobs, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     place, registry = fresh(home)
     plan = make_plan(place)
@@ -358,19 +359,25 @@ def test_temporary_files_and_rays_folders_of_the_dead_are_removed(short: Path) -
         home / "release-abc",
         home / "ray" / "t" / f"session_2026-01-01_00-00-00_000000_{dead}",
         home / "ray" / f"session-{dead}.json",
+        home / "handed" / f"{platform.node()}-{dead}.json",
     ]
+    latest = home / "ray" / "t" / "session_latest"
     stays = home / "ray" / "t" / f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
     for folder in (*left[1:4], stays):
         folder.mkdir(parents=True)
         (folder / "file").write_text("x" * 1000)
-    left[4].write_text("{}")
+    left[5].parent.mkdir()
+    for file in left[4:]:
+        file.write_text("{}")
+    latest.symlink_to(left[3])
+    left.append(latest)
     with working_in(place):
         assert doctor(place, repair=True) == [], "somebody works here: it may be theirs"
     found = doctor(place)
     assert {outcome.finding.where for outcome in found} == {str(path) for path in left}
     assert any("Ray whose process is gone (1.0 kB)" in text for text in words(found))
     assert all(outcome.mended for outcome in doctor(place, repair=True))
-    assert not [path for path in left if path.exists()]
+    assert not [path for path in left if path.exists() or path.is_symlink()]
     assert stays.exists()
     assert doctor(place) == []
 
