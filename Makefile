@@ -32,14 +32,14 @@ test-all: setup
 	$(BIN)/python -m pytest tests
 
 check: setup
-	$(BIN)/ruff check lavatar tests
-	$(BIN)/ruff format --check lavatar tests
+	$(BIN)/ruff check lavatar tests benchmarks
+	$(BIN)/ruff format --check lavatar tests benchmarks
 	$(BIN)/mypy lavatar
 	PYTHONPATH=. $(BIN)/lint-imports --config setup.cfg
 
 format: setup
-	$(BIN)/ruff check --fix lavatar tests
-	$(BIN)/ruff format lavatar tests
+	$(BIN)/ruff check --fix lavatar tests benchmarks
+	$(BIN)/ruff format lavatar tests benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -27,9 +27,11 @@ import sqlalchemy as sa
 
 from lavatar.cluster.bodies import Context
 from lavatar.contracts import Event, StageKind, StageResult, StageSpec
+from lavatar.datasets.shards import Manifest, write_manifest
 
 SECONDS = "LAVATAR_SCALE_SECONDS"
 NODE_GPUS = 8
+_DATABASES = ("registry", "mlflow")
 
 
 def _hold(seconds: float) -> tuple[float, float]:
@@ -49,8 +51,9 @@ def sleeping_body(spec: StageSpec, context: Context) -> StageResult:
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"began": began, "ended": ended}
     if spec.kind is StageKind.PREPROCESS:
-        (spec.out_dir / "manifest.json").write_text(json.dumps({"frames": 10, "train": 9, "eval": 1, "dropped": []}))
-        return StageResult({"manifest": spec.out_dir / "manifest.json"}, figures)
+        (subject,) = spec.sources.values()
+        empty = Manifest(spec.key, subject.name, "synthetic", 0, 0, 0, 25.0, 256, 128, [])
+        return StageResult({"manifest": write_manifest(spec.out_dir, empty)}, figures)
     if spec.kind is StageKind.PREVIEW:
         (spec.out_dir / "metrics.json").write_text("{}")
         return StageResult({"metrics": spec.out_dir / "metrics.json"}, figures)
@@ -65,7 +68,7 @@ BODIES: Mapping[StageKind, Callable[[StageSpec, Context], StageResult]] = dict.f
 
 @dataclass
 class Watch:
-    """What the driver costs while it runs: registry statements and memory."""
+    """What the driver costs while it runs: registry statements, memory, processor time."""
 
     statements: int = 0
     commits: int = 0
@@ -148,18 +151,19 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
         def open_runner() -> StageRunner:
             return StageRunner(home.root, nodes.head.address, bodies=BODIES)
 
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         run_job(Office(home, registry, PlainDisplay(), open_runner, Owner.current()), plan)
-        wall = time.monotonic() - began
+        wall, cpu = time.monotonic() - began, time.process_time() - cpu
         watch.stop()
         listed = [_timed([sys.executable, "-m", "lavatar.platform.cli", "jobs", "list"]) for _ in range(3)]
         figures = _figures(registry, plan, gpus, float(os.environ[SECONDS]))
         stages = len(plan.stages)
         return {
             "gpus": gpus, "pairs": len(pairs), "stages": stages, "plan_seconds": planned, "wall_seconds": wall,
-            **figures, "registry_statements_a_stage": watch.statements / stages,
+            **figures, "driver_cpu_seconds_a_stage": cpu / stages, "registry_statements_a_stage": watch.statements / stages,
             "registry_transactions_a_stage": watch.commits / stages, "driver_mb": max(watch.rss, default=0.0),
             "jobs_list_seconds": min(listed),
+            **{f"{name}_kb_a_stage": (home.root / f"{name}.db").stat().st_size / 1e3 / stages for name in _DATABASES},
         }  # fmt: skip
     finally:
         nodes.down()
