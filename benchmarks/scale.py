@@ -160,7 +160,8 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
         stages = len(plan.stages)
         return {
             "gpus": gpus, "pairs": len(pairs), "stages": stages, "plan_seconds": planned, "wall_seconds": wall,
-            **figures, "driver_cpu_seconds_a_stage": cpu / stages, "registry_statements_a_stage": watch.statements / stages,
+            **figures, "driver_cpu_seconds_a_stage": cpu / stages,
+            "registry_statements_a_stage": watch.statements / stages,
             "registry_transactions_a_stage": watch.commits / stages, "driver_mb": max(watch.rss, default=0.0),
             "jobs_list_seconds": min(listed),
             **{f"{name}_kb_a_stage": (home.root / f"{name}.db").stat().st_size / 1e3 / stages for name in _DATABASES},
