@@ -31,7 +31,7 @@ from lavatar.platform.registry import open_registry
 from lavatar.platform.subjects import add_subject, describe_synthetic
 
 if __name__ == "__main__":
-    os.environ[scale.SECONDS] = "2"
+    os.environ[scale.SECONDS] = "6"
     ray.cloudpickle.register_pickle_by_value(scale)  # Ray's workers cannot import it
     home = Home(Path(sys.argv[1])).ensure()
     registry = open_registry(home)

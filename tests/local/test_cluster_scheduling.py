@@ -59,15 +59,14 @@ def until_a_pair_ran(lavatar: Lavatar) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_jobs_share_a_cluster(lavatar: Lavatar) -> None:
-    large = start(lavatar, "abcd", "efghij")
+    large = start(lavatar, "abcd", "efghijklmn")
     until_a_pair_ran(lavatar)
-    small, urgent = start(lavatar, "k", "l"), start(lavatar, "m", "nopq", priority=1)
+    small, urgent = start(lavatar, "o", "p"), start(lavatar, "qr", "stuv", priority=1)
     of_small, of_urgent, of_large = spans(small), spans(urgent), spans(large)
-    assert (len(of_large), len(of_small), len(of_urgent)) == (24, 1, 4)
+    assert (len(of_large), len(of_small), len(of_urgent)) == (40, 1, 8)
 
     assert at_once({**of_large, **of_small, **of_urgent}) == 4, "four quarters of a GPU"
     begins = sorted(began for began, _ in of_large.values())
-    ((of_k, _),) = of_small.values()
-    assert of_k < begins[-4], "not behind the large job"
-    first, last = min(b for b, _ in of_urgent.values()), max(b for b, _ in of_urgent.values())
-    assert sum(first < began < last for began in begins) <= 1, "the urgent ones go together"
+    ((of_o, _),) = of_small.values()
+    assert of_o < begins[-4], "not behind the large job"
+    assert at_once(of_urgent) >= 3, "more than its fair share, which is half"
