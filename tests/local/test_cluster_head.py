@@ -48,7 +48,7 @@ def test_a_second_up_finds_the_first_and_status_shows_its_nodes(lavatar: Lavatar
     (node,) = cluster["nodes"]
     assert node["alive"]
     assert node["resources"]["CPU"] == psutil.cpu_count()
-    assert "127.0.0.1  alive" in lavatar("cluster", "status")[1]
+    assert "127.0.0.1  head  alive" in lavatar("cluster", "status")[1]
 
 
 def test_it_listens_on_loopback_and_asks_for_the_token(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
