@@ -67,10 +67,10 @@ def _serve(home: Home, uri: str, host: str, port: int, as_json: bool) -> None:
     try:
         page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         _wait(server, page)
-        _tell(home, page, as_json)
-        _warn(host, server)
-        note("Ctrl-C ends it")
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):  # from the moment on that it is told where to look
+            _tell(home, page, as_json)
+            _warn(host, server)
+            note("Ctrl-C ends it")
             server.wait()
     finally:
         _stop(server)
