@@ -73,8 +73,8 @@ def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body]
     kept = earlier_result(spec, store)
     if kept is not None:
         return kept  # by an attempt whose process died before it could say so, or on another node
-    if spec.kind not in TRAINED:  # the processes that train fetch and store for themselves, wherever they are
-        fetch_inputs(spec, store, context.events)
+    fetch_inputs(spec, store, context.events)  # they are looked through here; processes that train elsewhere fetch too
+    if spec.kind not in TRAINED:
         spec = with_videos(spec, store)
     result = write_result(spec, (bodies or BODIES)[spec.kind](spec, context))
     if store is not None:
