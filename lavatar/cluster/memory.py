@@ -1,7 +1,7 @@
 """A training that runs out of memory is tried once more, its batches in smaller parts. Imports neither torch nor Ray.
 
-Memory ends a training in three ways: torch or Python says so; Ray's memory monitor ends the worker and tells the
-controller; the kernel kills the worker and tells nobody, but counts its kills.
+Memory ends a training in two ways: torch or Python says so; or the kernel kills the worker and tells nobody, but counts
+its kills.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ TRAININGS: Mapping[StageKind, tuple[str, ...]] = {
 }
 """The recipe's sections that the phases of a stage are trained by."""
 
-_SAID = re.compile("can't allocate memory|bad_alloc|CUBLAS_STATUS_ALLOC_FAILED|OutOfMemoryError|low on memory")
+_SAID = re.compile("can't allocate memory|bad_alloc|CUBLAS_STATUS_ALLOC_FAILED")
 _SPEAKERS = ("OutOfMemoryError", "MemoryError")  # torch's, Ray's and Python's, by name: torch is not imported here
-_CARRIERS = ("RuntimeError", "WorkerHealthCheckFailedError", "ActorDiedError")  # which say so in words
 _HINT = "Lower its batch_size or the sizes of its model, or give the stage a machine with more memory."
 
 
@@ -38,9 +37,9 @@ def trainings(kind: StageKind, recipe: Recipe) -> dict[str, TrainingConfig]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: of a GPU, torch's CPU allocator, Python or Ray's monitor."""
+    """Whether an exception says that memory ran out: of a GPU, torch's CPU allocator, Python or Ray."""
     kind = type(error).__name__
-    return kind in _SPEAKERS or (kind in _CARRIERS and _SAID.search(str(error)) is not None)
+    return kind in _SPEAKERS or (isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None)
 
 
 def batch_too_large(error: BaseException) -> OutOfMemoryError:

@@ -77,10 +77,7 @@ def _fit(
             resources_per_worker=ray_options(share),
         ),
         "run_config": RunConfig(
-            name=run,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_memory_watch(spec.key, mailbox)],
+            name=run, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
         ),
     }  # fmt: skip
     try:
@@ -118,21 +115,6 @@ def _trainer(share: Share) -> Callable[..., Any]:
             return [each for each in super()._create_default_callbacks() if type(each).__name__ not in UNUSED]
 
     return LeanTrainer
-
-
-def _memory_watch(key: str, mailbox: Any) -> Any:
-    """Tells the mailbox when Ray's memory monitor has ended a worker: the one that is started instead then leaves."""
-    from ray.train import UserCallback
-
-    class MemoryWatch(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            import ray
-
-            if any(out_of_memory(error) for error in worker_exceptions.values()):
-                text = "the machine's memory ran out: Ray ended the training worker"
-                ray.get(mailbox.fail.remote(key, OutOfMemoryError(text)))
-
-    return MemoryWatch()
 
 
 def train_worker(config: dict[str, Any]) -> None:

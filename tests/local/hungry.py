@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,21 +29,14 @@ ROOM = 150 * 2**20
 
 @dataclass(frozen=True)
 class Limit:
-    """How a process is held to `samples` samples' memory (0: it is not). Pickled into the worker.
-
-    A sample takes `size` bytes for `seconds`.
-    """
+    """How a process is held to `samples` samples' memory. Pickled into the worker."""
 
     samples: int
     group: Path | None = None
-    size: int = SAMPLE
-    seconds: float = 0.0
 
     def hold(self) -> None:
         """This process from now on: by its address space (allocations fail), or by a group of the kernel's (it is
         killed)."""
-        if not self.samples:
-            return
         more = int(self.samples * SAMPLE * 1.01) + ROOM
         if self.group is None:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -87,9 +79,7 @@ def eating(losses: Callable[[Any, int], Any], limit: Limit) -> Callable[[Any, in
             if not held:
                 limit.hold()
                 held = True
-            eaten = torch.ones(len(batch.frames.keys) * limit.size, dtype=torch.uint8)
-            time.sleep(limit.seconds if step == FROM_STEP else 0)
-            del eaten
+            torch.ones(len(batch.frames.keys) * SAMPLE, dtype=torch.uint8)
         return losses(batch, step)
 
     return eat
