@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavatar.datasets import shards
-from lavatar.datasets.preprocess import DIGEST, WORK, clean_folder, kept_segment
+from lavatar.datasets.preprocess import DIGEST, WORK, kept_segment
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def take_apart(folder: Path) -> int:
     work = folder / WORK
     with shards.storage_errors(folder):
         if manifest.kind == "synthetic":
-            clean_folder(folder)
+            shutil.rmtree(folder)
             return 0
         whole = [tar for tar in manifest.tars if shards.defect(folder, tar) is None]
         work.mkdir(exist_ok=True)

@@ -263,6 +263,19 @@ def test_a_flipped_byte_in_a_tar_is_named_and_its_dataset_made_again(world: Worl
     shards.verify(folder)
 
 
+def test_a_damaged_drawn_subject_is_removed(world: World) -> None:
+    home, _, plan = world
+    folder = folder_of(plan, "preprocess:A")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "kind": "synthetic"}))
+    (folder / "result.json").write_text("{}")
+    flip_byte(folder / "shard-00000.tar")
+    assert [outcome.mended for outcome in doctor(home, repair=True)] == [True]
+    assert not folder.exists()
+    assert doctor(home) == []
+    assert again(world) == ["preprocess:A"]
+
+
 def test_a_damaged_manifest_and_missing_files_are_made_again(world: World) -> None:
     home, _, plan = world
     (folder_of(plan, "preprocess:A") / "manifest.json").write_text('{"schema": 2, "tars"')
