@@ -1,8 +1,8 @@
 """An object store by its URL (fsspec): whole objects in and out, every request repeated while the store stumbles.
 
-Repeated here and not by botocore, whose jitter draws from Python's own generator: its state is part of a checkpoint, and
-a training must not depend on the network. Exponential back-off; the jitter is the system's. Credentials and endpoint are those of the environment, as the client library
-reads them, and stand in no message.
+Repeated here and not by botocore, whose jitter draws from Python's own generator: its state is part of a checkpoint,
+and a training must not depend on the network. Exponential back-off; the jitter is the system's. Credentials and
+endpoint are those of the environment, as the client library reads them, and stand in no message.
 """
 
 from __future__ import annotations
