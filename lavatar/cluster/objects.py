@@ -1,8 +1,8 @@
 """An object store by its URL (fsspec): whole objects in and out, every request repeated while the store stumbles.
 
-A single request is repeated once by the client library (a file in many parts is many requests), the whole operation
-here: exponential back-off with jitter. Credentials and endpoint are those of the environment, as the client library
-reads them, and stand in no message.
+Repeated here and not by botocore, whose jitter draws from Python's own generator: its state is part of a checkpoint,
+and a training must not depend on the network. Exponential back-off; the jitter is the system's. Credentials and
+endpoint are those of the environment, as the client library reads them, and stand in no message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STORE_VARIABLE = "LAVATAR_STORE"
 WORKERS = 4  # files on their way at once
 READS = 3
 """How often an object is fetched that comes with a wrong checksum."""
-ATTEMPTS = 6
+ATTEMPTS = 8
 PATIENCE_SECONDS = 120.0  # no attempt begins later
 FIRST_SECONDS, MOST_SECONDS = 0.2, 10.0
 """How long to wait before a second attempt, and at most; doubled from one to the next, less a random part."""
@@ -38,7 +38,7 @@ FIRST_SECONDS, MOST_SECONDS = 0.2, 10.0
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,  # others write beside us
-        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 2}},
+        "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}},
     },
     "file": {"auto_mkdir": True},
 }
@@ -151,7 +151,7 @@ class ObjectStore:
                 if last or isinstance(error, PermissionError) or type(error).__name__ in _FOR_GOOD:
                     raise StorageError(f"the store {self.url} failed at {what}: {reason(error)}", _HINT) from error
                 self._say(f"the store failed at {what}, attempt {attempt} of {ATTEMPTS}: {reason(error)}")
-            time.sleep(random.uniform(0.5, 1.0) * min(MOST_SECONDS, FIRST_SECONDS * 2 ** (attempt - 1)))
+            time.sleep(random.SystemRandom().uniform(0.5, 1.0) * min(MOST_SECONDS, FIRST_SECONDS * 2 ** (attempt - 1)))
         raise AssertionError("the last attempt returns or raises")
 
 
