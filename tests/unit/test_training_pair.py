@@ -136,7 +136,7 @@ def test_the_cycle_goes_through_the_other_decoder(stores: tuple[FrameStore, Fram
 
 
 def test_a_pair_trains_is_released_and_read_back(stores: tuple[FrameStore, FrameStore], tmp_path: Path) -> None:
-    chosen = recipe("ynet_training.steps=60", "mapping_training.steps=80", "mapping.align=deviation",
+    chosen = recipe("ynet_training.steps=60", "mapping_training.steps=400", "mapping.align=deviation",
                     "ynet.encoder=whitened", "ynet.code_dim=16", "mapping.hidden=[32]", "pair_learning.shift=0.01",
                     "pair_learning.color=0.05", "pair_learning.feature_weight=4")  # fmt: skip
     head = AvatarTask(chosen, stores[0])
