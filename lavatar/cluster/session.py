@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -82,7 +83,7 @@ def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashb
     prepare_environment(home, token_of(home))
     import ray
 
-    temp = root / "t"
+    temp = temp_of(root)
     remove_ended(temp)
     options: dict[str, Any] = {"num_gpus": gpus} if gpus is not None else {}
     options["num_cpus"] = cpus or os.cpu_count()
@@ -202,7 +203,7 @@ def shared_of(home: Path) -> Path:
 
 def _fits(folder: Path) -> bool:
     """Whether the paths of Ray's sockets in there are short enough for the kernel."""
-    return len(f"{folder}/t{SOCKET_NAME}".encode()) <= SOCKET_LIMIT
+    return len(f"{temp_of(folder)}{SOCKET_NAME}".encode()) <= SOCKET_LIMIT
 
 
 def _private(folder: Path) -> Path:
@@ -312,6 +313,15 @@ def _joined() -> Session:
     import ray
 
     return Session(ray.get_runtime_context().gcs_address, None, False)
+
+
+def temp_of(root: Path) -> Path:
+    """Where the Rays of this machine's jobs keep their files: process numbers mean nothing on another one."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbers = ""
+    return root / f"t{hashlib.sha256(f'{platform.node()} {numbers}'.encode()).hexdigest()[:4]}"
 
 
 def ended(temp: Path) -> list[Path]:

@@ -99,7 +99,7 @@ def _scratch(home: Home) -> Iterator[Leftover]:
 def _ray(home: Home) -> Iterator[Leftover]:
     """Of Rays that jobs started; of a cluster that is up nothing is."""
     root, shared = session.root_of(home.root), session.shared_of(home.root)
-    for path in session.ended(root / "t"):
+    for path in session.ended(session.temp_of(root)):
         yield Leftover("files of a Ray whose process is gone", path)
     if not (shared / head.RECORD).exists() and not head.running_here(home.root):
         for path in [ended for folder in node.folders(home.root) for ended in session.ended(folder)]:

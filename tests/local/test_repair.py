@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from submit_files import Lavatar, descendants, stopped, training_worker
 
-from lavatar.cluster.session import root_of
+from lavatar.cluster.session import root_of, temp_of
 from lavatar.datasets import shards
 from lavatar.platform.home import Home
 from lavatar.platform.tracking import connect
@@ -74,7 +74,7 @@ def test_a_crash_is_mended_and_the_job_goes_on(lavatar: Lavatar) -> None:
     code, mended = findings(lavatar, "--repair")
     assert (code, [row["what"] for row in mended]) == (0, [row["what"] for row in found])
     assert all(row["mended"] for row in mended)
-    assert list((root_of(home.root) / "t").glob("session_*")) == []
+    assert list(temp_of(root_of(home.root)).glob("session_*")) == []
     assert findings(lavatar) == (0, [])
 
     assert lavatar("jobs", "resume", row.job_id or "")[0] == 0, lavatar.errors()

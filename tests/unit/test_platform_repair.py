@@ -19,6 +19,7 @@ import pytest
 import torch
 from sqlalchemy import update
 
+from lavatar.cluster.session import temp_of
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
 from lavatar.datasets.preprocess import DIGEST, WORK, kept_segment
@@ -370,12 +371,12 @@ def test_temporary_files_and_rays_folders_of_the_dead_are_removed(short: Path) -
         model / f".release.{dead}.part",
         home / "outputs" / f".{'f' * 64}.{dead}.part",
         home / "release-abc",
-        home / "ray" / "t" / f"session_2026-01-01_00-00-00_000000_{dead}",
+        temp_of(home / "ray") / f"session_2026-01-01_00-00-00_000000_{dead}",
         home / "ray" / f"session-{dead}.json",
         home / "handed" / f"{platform.node()}-{dead}.json",
     ]
-    latest = home / "ray" / "t" / "session_latest"
-    stays = home / "ray" / "t" / f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
+    latest = temp_of(home / "ray") / "session_latest"
+    stays = temp_of(home / "ray") / f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
     for folder in (*left[1:4], stays):
         folder.mkdir(parents=True)
         (folder / "file").write_text("x" * 1000)
