@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,7 @@ class Nodes:
 
         self._head, self._homes = head, [home]
         shares = [NODE_GPUS] * (gpus // NODE_GPUS) + ([gpus % NODE_GPUS] if gpus % NODE_GPUS else [])
-        self.head, _ = head.up(home, cpus=2 * shares[0], gpus=shares[0])
+        self.head, _ = head.up(home, host=_address(), cpus=2 * shares[0], gpus=shares[0])
         for number, share in enumerate(shares[1:], 1):
             other = home.with_name(f"node{number}")
             other.mkdir()
@@ -117,6 +118,13 @@ class Nodes:
     def down(self) -> None:
         for home in reversed(self._homes):
             self._head.down(home)
+
+
+def _address() -> str:
+    """Of this machine on its network: Ray forms no cluster on loopback."""
+    every = [one for addresses in psutil.net_if_addrs().values() for one in addresses]
+    found = [one.address for one in every if one.family == socket.AF_INET and not one.address.startswith("127.")]
+    return found[0] if found else "127.0.0.1"
 
 
 def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[str, Any]:
