@@ -131,15 +131,16 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
     """One job on `gpus` GPUs; its figures. In a process of its own: Ray reads its settings once."""
     from lavatar.cluster.stages import StageRunner
     from lavatar.configs.recipe import load_recipe
+    from lavatar.platform import jobs
     from lavatar.platform.execution import Office
     from lavatar.platform.home import Home
-    from lavatar.platform.jobs import run_job
     from lavatar.platform.leases import Owner
     from lavatar.platform.planned import make_plan
     from lavatar.platform.progress import PlainDisplay
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import add_subject, describe_synthetic
 
+    jobs.space_needed = lambda stages, people: 0  # the sleeping stages write next to nothing
     home = Home.from_environment().ensure()
     nodes = Nodes(home.root, gpus)
     watch = Watch()
@@ -160,7 +161,7 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
             return StageRunner(home.root, nodes.head.address, bodies=BODIES)
 
         began, cpu = time.monotonic(), time.process_time()
-        run_job(Office(home, registry, PlainDisplay(), open_runner, Owner.current()), plan)
+        jobs.run_job(Office(home, registry, PlainDisplay(), open_runner, Owner.current()), plan)
         wall, cpu = time.monotonic() - began, time.process_time() - cpu
         watch.stop()
         listed = [_timed([sys.executable, "-m", "lavatar.platform.cli", "jobs", "list"]) for _ in range(3)]

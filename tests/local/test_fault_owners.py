@@ -26,7 +26,7 @@ from test_platform_registry import add_stage
 from lavatar.cluster import mailbox
 from lavatar.contracts import StageResult
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger
+from lavatar.platform import jobs, ledger, registering
 from lavatar.platform.home import Home
 from lavatar.platform.leases import LEASE_SECONDS, Owner, heartbeat
 from lavatar.platform.registry import open_registry
@@ -66,7 +66,7 @@ def _submit_again_and_again(root: Path, pairs: list[str], barrier: Any, results:
     with pytest.MonkeyPatch.context() as patch:
         use_plain_digest(patch)
         patch.setattr(jobs, "Tracker", NoTracker)
-        patch.setattr(jobs, "register", lambda *args: 1)
+        patch.setattr(registering, "register", lambda *args: 1)
         patch.setattr("lavatar.platform.execution.BUSY_POLL_SECONDS", 0.05)
         home = Home(root)
         registry, told = open_registry(home), []
