@@ -47,7 +47,7 @@ def sleeping_body(spec: StageSpec, context: Context) -> StageResult:
     import ray
 
     wanted = spec.recipe["resources"][spec.kind.value]
-    work = ray.remote(num_cpus=wanted["cpus"], num_gpus=wanted["gpus"])(_hold)
+    work = ray.remote(num_cpus=wanted["cpus"], num_gpus=wanted["gpus"], max_calls=0)(_hold)  # processes are used again
     began, ended = ray.get(work.remote(float(os.environ[SECONDS]) if wanted["gpus"] else 0.0))
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"began": began, "ended": ended}
