@@ -393,9 +393,12 @@ def store_model(registry: Registry, key: str, name: str, version: int, uri: str)
     """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
     uri = masked(uri)
     with registry.write() as session:
-        where = (Artefact.stage_key == key, Artefact.kind == "model", Artefact.name == name)
-        session.execute(delete(Artefact).where(*where))
-        session.add(Artefact(stage_key=key, kind="model", name=name, version=version, uri=uri, created=now()))
+        own, seen = (
+            {"stage_key": key, "kind": "model", "name": name},
+            {"version": version, "uri": uri, "created": now()},
+        )
+        insert_missing(session, Artefact, [own | seen])  # another job may be at the very same
+        session.execute(update(Artefact).filter_by(**own).values(**seen))
 
 
 @patiently

@@ -11,12 +11,15 @@ from types import TracebackType
 from typing import Self
 
 from lavatar.contracts import StageKind
-from lavatar.errors import LavatarError, StageFailedError
+from lavatar.errors import LavatarError, StageFailedError, UnknownJobError
 from lavatar.masking import masked
 from lavatar.platform import ledger
 from lavatar.platform.execution import Office
+from lavatar.platform.leases import owner_alive
 from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
 from lavatar.platform.planning import Plan
+from lavatar.platform.states import State
+from lavatar.platform.tables import Stage
 from lavatar.platform.tracking import Tracker
 
 PROGRESS_SECONDS = 10.0
@@ -95,21 +98,35 @@ class Registrar:
             future.result()
 
     def _register(self, models: Sequence[Release]) -> None:
-        assert self._tracker is not None
+        registry = self._office.registry
         for release in unregistered(self._office, models):
-            key = release.stage_key
-            stage = ledger.get_stage(self._office.registry, key)
-            run_id = stage.mlflow_run_id if stage else None
-            try:
-                self._office.home.fetch(*release.folders.values())
-            except (
-                LavatarError
-            ) as error:  # the job's own results are there: only this is missing, until the next submit
-                self._warn(f"{release.name} could not be registered: {error.message}")
+            stage = ledger.get_stage(registry, release.stage_key)
+            if stage and self._another_does(stage):
                 continue
-            version = register(self._office.home, self._tracker, release, run_id, self._warn)
+            version = self._version(release, stage.mlflow_run_id if stage else None)
             if version is not None:
-                ledger.store_model(self._office.registry, key, release.name, version, self._tracker.uri)
+                assert self._tracker is not None
+                ledger.store_model(registry, release.stage_key, release.name, version, self._tracker.uri)
                 text = f"registered {release.name} version {version}"
                 with contextlib.suppress(LavatarError):
-                    ledger.record(self._office.registry, self._job_id, text, key=key)
+                    ledger.record(registry, self._job_id, text, key=release.stage_key)
+
+    def _another_does(self, stage: Stage) -> bool:
+        """Whether the job that made the stage still runs: then its models are that job's to register."""
+        if stage.job_id in (None, self._job_id):
+            return False
+        try:
+            job = ledger.get_job(self._office.registry, str(stage.job_id))
+        except UnknownJobError:  # deleted
+            return False
+        return job.state == State.RUNNING and owner_alive(job)
+
+    def _version(self, release: Release, run_id: str | None) -> int | None:
+        """The version that was registered. None and a warning where something is missing: the next submit tries again."""
+        assert self._tracker is not None
+        try:
+            self._office.home.fetch(*release.folders.values())
+        except LavatarError as error:
+            self._warn(f"{release.name} could not be registered: {error.message}")
+            return None
+        return register(self._office.home, self._tracker, release, run_id, self._warn)
