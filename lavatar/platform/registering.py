@@ -122,7 +122,7 @@ class Registrar:
         return job.state == State.RUNNING and owner_alive(job)
 
     def _version(self, release: Release, run_id: str | None) -> int | None:
-        """The version that was registered. None and a warning where something is missing: the next submit tries again."""
+        """The version that was registered; None and a warning where something is missing: the next submit tries it."""
         assert self._tracker is not None
         try:
             self._office.home.fetch(*release.folders.values())
