@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, configuration, settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a script's background: what is tested inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if shutil.which("nvidia-smi") is None:  # without a GPU Triton interprets its kernels; it asks once, when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same inputs at every run, and none of Hypothesis' files in the current folder. A busy machine is no failure.
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")

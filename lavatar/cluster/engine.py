@@ -20,6 +20,7 @@ from lavatar.training.engine import (
     EngineState,
     MicroLosses,
     add_means,
+    allow_tf32,
     check_moments,
     choose_trained,
     load_module,
@@ -58,6 +59,7 @@ class DeepSpeedEngine:
             # No op is compiled: the shared-memory all-reduce takes 80 s to build, and asking which would work runs gcc.
             deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        allow_tf32(config, self.device)
         self.module.to(self.device)
         self._groups = optimizer.parameters_by_group()  # before ZeRO puts flat pieces in their place
         self._names = trained_names(module, optimizer)

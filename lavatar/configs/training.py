@@ -20,7 +20,9 @@ class TrainingConfig(Section):
     final_rate: float = Field(0.0, ge=0, le=1, description="cosine: where it ends, as a fraction of the peak rate")
     warmup_steps: int = Field(0, ge=0)
     gradient_clip: float = Field(0.0, ge=0, description="0: none")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and moments stay fp32")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="tf32: products of matrices as a GPU's convolutions; bf16: autocast. Weights stay fp32"
+    )
     zero_stage: int = Field(0, ge=0, le=2)
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     seed: int = 0

@@ -64,11 +64,11 @@ def rays_through(offset_BR2: Tensor, rotation_B33: Tensor, translation_B3: Tenso
     v_BR, u_BR = offset_BR2.unbind(-1)
     direction_BR3 = torch.stack([u_BR, v_BR, torch.ones_like(u_BR)], dim=-1)
     to_head_B33 = rotation_B33 / scale_B[:, None, None]  # row vectors times R are Rᵀ times columns
-    return Rays(-_rotate(translation_B3[:, None], to_head_B33), _rotate(direction_BR3, to_head_B33))
+    return Rays(-multiplied(translation_B3[:, None], to_head_B33), multiplied(direction_BR3, to_head_B33))
 
 
-def _rotate(rows_BN3: Tensor, matrix_B33: Tensor) -> Tensor:
-    """rows @ matrix without a matrix product: under autocast that would be bf16, and a ray off by pixels."""
+def multiplied(rows_BN3: Tensor, matrix_B33: Tensor) -> Tensor:
+    """rows @ matrix without a matrix product: in bf16 (autocast) or TF32 a ray would be off by pixels."""
     return (rows_BN3[..., None] * matrix_B33[:, None]).sum(dim=-2)
 
 
@@ -158,6 +158,6 @@ def composite(weights_BRS: Tensor, color_BORS: Tensor, *, opaque_far: bool) -> t
 
 
 def _random(draw: object, shape: tuple[int, ...], like: Tensor, noise: Noise) -> Tensor:
-    generator = noise if isinstance(noise, Generator) else None
-    result: Tensor = draw(shape, generator=generator, device=like.device, dtype=like.dtype)  # type: ignore[operator]
+    own = {"generator": noise} if isinstance(noise, Generator) else {}
+    result: Tensor = draw(shape, device=like.device, dtype=like.dtype, **own)  # type: ignore[operator]
     return result

@@ -8,7 +8,9 @@ Shapes: B batch, C channels of one plane, H side of the planes, P points, D code
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,10 @@ def sample_triplane(planes_B3CHH: Tensor, points_BP3: Tensor) -> Tensor:
     `points_BP3` are in [-1, 1]. align_corners=True: the outermost texels' centres lie on the faces of the box, so that
     interpolation covers all of it; outside, the planes fade to zero over one texel. Differentiable in both arguments.
     """
+    if points_BP3.is_cuda and points_BP3.dtype == torch.float32 and _has_triton():
+        from lavatar.models.triplane_gpu import sample_triplane_gpu
+
+        return sample_triplane_gpu(planes_B3CHH.float(), points_BP3)
     B, _, C, H, _ = planes_B3CHH.shape
     x_y_z = points_BP3.unbind(dim=-1)  # slices: an index by a list would be copied back point by point in the gradient
     grid_B3P2 = torch.stack([torch.stack([x_y_z[a], x_y_z[b]], dim=-1) for a, b in PLANE_AXES], dim=1)
@@ -44,6 +50,12 @@ def sample_triplane(planes_B3CHH: Tensor, points_BP3: Tensor) -> Tensor:
         align_corners=True,
     )
     return read.view(B, 3, C, -1).sum(dim=1)
+
+
+@lru_cache
+def _has_triton() -> bool:
+    """It comes with torch where there is a GPU for it."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class ModulatedConv(nn.Module):

@@ -21,7 +21,7 @@ from lavatar.models.encoder import AvatarEncoder
 from lavatar.models.encoder_coefficients import CoefficientEncoder
 from lavatar.models.encoder_whitened import WhitenedEncoder
 from lavatar.models.losses import eq4
-from lavatar.models.rendering import View
+from lavatar.models.rendering import View, multiplied
 from lavatar.training.augmentation import add_noise, generator_for, jitter, tint
 from lavatar.training.average import WeightAverage
 from lavatar.training.crops import SeenFrames, draw_view, seen_through
@@ -50,7 +50,7 @@ class PoseCorrection(nn.Module):
         values_B6 = self.values[index_B]
         with torch.autocast(values_B6.device.type, enabled=False):  # in bf16 a head would be off by pixels
             turn_B33 = torch.linalg.matrix_exp(_skew(values_B6[:, :3]))
-            return turn_B33 @ rotation_B33, translation_B3 + scale_B[:, None] * values_B6[:, 3:]
+            return multiplied(turn_B33, rotation_B33), translation_B3 + scale_B[:, None] * values_B6[:, 3:]
 
 
 def _skew(vector_B3: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class TorchEngine:
         self.module, self.optimizer, self.config = module, optimizer, config
         self.device = device or torch.device("cpu")
         self.rank, self.world = 0, 1
+        allow_tf32(config, self.device)
         self.module.to(self.device)
         self.optimizer.make_state()
 
@@ -114,6 +115,15 @@ def choose_trained(groups: Mapping[str, list[nn.Parameter]], active: set[str]) -
         for parameter in parameters:
             parameter.requires_grad_(name in active)
     return [parameter for name in groups if name in active for parameter in groups[name]]
+
+
+def allow_tf32(config: TrainingConfig, device: torch.device) -> None:
+    """Whether a GPU may round the factors of fp32 products to ten bits, in this process; of convolutions torch lets it.
+
+    On a CPU nothing changes.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if config.precision == "fp32" else "high")
 
 
 def precision(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:

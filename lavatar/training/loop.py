@@ -22,9 +22,10 @@ from lavatar.configs.training import TrainingConfig
 from lavatar.contracts import Event, EventSink, MetricSink, NullSink
 from lavatar.errors import ConfigError, Interrupted, TrainingError
 from lavatar.training import checkpoint as checkpoints
-from lavatar.training.batch import sample_keys, split, to_device
+from lavatar.training.batch import sample_keys, split
 from lavatar.training.checkpoint import Checkpoint
 from lavatar.training.engine import Engine, EngineState
+from lavatar.training.prefetch import Prefetch
 from lavatar.training.rng import rng_state, seed_all, set_rng_state, untouched_rng
 from lavatar.training.schedule import rate_factor
 from lavatar.training.tasks import MeasuredTask, TrainingTask
@@ -73,7 +74,8 @@ def train(
     with _sigterm() as terminated:
         sinks = (metrics or NullSink(), events or NullSink())
         run = _Run(task, config, engine, out_dir, *sinks, stage, span or Span(), saved)
-        return run.to_the_end(lambda: terminated.is_set() or stop())
+        with contextlib.closing(run.batches):
+            return run.to_the_end(lambda: terminated.is_set() or stop())
 
 
 class _Run:
@@ -96,6 +98,7 @@ class _Run:
         self.curve = f"{span.label}/" if span.label else ""
         self.on_saved, self.saved = on_saved, -1
         self.shown = 0.0
+        self.batches = Prefetch(task.batches, engine.device, config.steps)
         check_batch(config, engine.world)
 
     def to_the_end(self, stop: Callable[[], bool]) -> TrainingOutcome:
@@ -125,7 +128,7 @@ class _Run:
 
     def _step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step; the mean of each term."""
-        parts = split(to_device(self.task.batches(step), self.engine.device), self.config.accumulation)
+        parts = split(self.batches.batch(step), self.config.accumulation)
 
         def losses(part: int) -> dict[str, Tensor]:
             terms = self.task.losses(parts[part], step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from lavatar.configs.training import TrainingConfig
 from lavatar.contracts import NullSink, VideoSource
 from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.preprocess import preprocess
+from lavatar.models.ssim import ssim
 from lavatar.training.avatar import AvatarTask
 from lavatar.training.batch import to_device
 from lavatar.training.engine import TorchEngine
 from lavatar.training.mapping import MappingTask
 from lavatar.training.optimizer import build_optimizer
+from lavatar.training.prefetch import Prefetch
 from lavatar.training.tasks import TrainingTask
 from lavatar.training.ynet import YNetTask
 
@@ -99,6 +102,36 @@ def take_steps(task: TrainingTask, config: TrainingConfig, device: torch.device)
     for name, group in optimizer.parameters_by_group().items():
         same = all(torch.equal(a.to(device), b) for a, b in zip(before[name], group, strict=True))
         assert same == (name not in moved), name
+
+
+def test_figures_do_not_depend_on_how_products_are_rounded(device: torch.device) -> None:
+    """SSIM with TF32 allowed, as on the CPU without."""
+    generator = torch.Generator().manual_seed(3)
+    a = torch.rand(2, 3, 64, 64, generator=generator)
+    b = 0.95 * a + 0.05 * torch.rand(2, 3, 64, 64, generator=generator)
+    expected, before = ssim(a, b), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        torch.testing.assert_close(ssim(a.to(device), b.to(device)).cpu(), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_batches_made_ahead_are_those_of_their_steps(device: torch.device) -> None:
+    """In any order of asking; what fails in the making is raised where the batch is wanted."""
+
+    def make(step: int) -> dict[str, torch.Tensor]:
+        if step == 5:
+            raise ValueError("no batch 5")
+        return {"x": torch.full((3,), float(step))}
+
+    with contextlib.closing(Prefetch(make, device, 7)) as batches:
+        for step in (0, 1, 2, 4, 6):
+            found = batches.batch(step)["x"]
+            assert found.device.type == device.type
+            assert found.tolist() == [float(step)] * 3
+        with pytest.raises(ValueError, match="no batch 5"):
+            batches.batch(5)
 
 
 def test_more_than_the_device_has_counts_as_out_of_memory(device: torch.device) -> None:

@@ -17,6 +17,7 @@ from lavatar.datasets.synthetic import Identity, default_camera, render
 from lavatar.datasets.synthetic_acting import performance
 from lavatar.models.metrics import image_metrics, mse, psnr, ssim
 from lavatar.models.perceptual import LPIPS
+from lavatar.models.ssim import _blur, _shifted_sum
 
 FILES = {"vgg": "lpips_vgg16.safetensors", "alex": "lpips_alexnet.safetensors"}
 
@@ -73,6 +74,16 @@ def test_mse_psnr_ssim_equal_scikit_image(kind: str) -> None:
             x, y, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
         assert values["ssim"][i].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_ssim_is_the_same_under_autocast_and_by_shifted_sums() -> None:
+    """In bf16, or in a GPU's TF32, nothing would be left of the variances: values of −30 have been seen."""
+    a, b = faces()
+    exact = ssim(a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(ssim(a, b), exact)
+    images_NHW = a.flatten(0, 1)
+    torch.testing.assert_close(_shifted_sum(_shifted_sum(images_NHW, -1), -2), _blur(images_NHW))
 
 
 def test_known_values() -> None:

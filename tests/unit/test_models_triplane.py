@@ -53,6 +53,26 @@ def test_gradient_through_planes_and_coordinates() -> None:
     assert torch.autograd.gradcheck(sample_triplane, (planes, points))
 
 
+@pytest.mark.parametrize("channels", [24, 32])
+def test_kernel_for_gpus_equals_the_reference(channels: int) -> None:
+    """Values and both gradients, points outside the box too; on a CPU Triton interprets the kernels."""
+    pytest.importorskip("triton", reason="Triton is not installed: it comes with the development extra on Linux")
+    from lavatar.models.triplane_gpu import sample_triplane_gpu
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(2)
+    planes = torch.randn(2, 3, channels, 8, 8, generator=generator, requires_grad=True)
+    points = (torch.rand(2, 70, 3, generator=generator) * 2.4 - 1.2).requires_grad_()
+    weights = torch.randn(2, channels, 70, generator=generator)
+    expected = sample_triplane(planes, points)
+    gradients = torch.autograd.grad((expected * weights).sum(), (planes, points))
+    there = [value.detach().to(device).requires_grad_() for value in (planes, points)]
+    found = sample_triplane_gpu(*there)
+    torch.testing.assert_close(found.cpu(), expected)
+    for own, other in zip(torch.autograd.grad((found * weights.to(device)).sum(), there), gradients, strict=True):
+        torch.testing.assert_close(own.cpu(), other, rtol=1e-4, atol=1e-4)
+
+
 def test_box_is_mapped_on_the_cube() -> None:
     box = AvatarConfig().box
     corners = torch.tensor([[[a for a, _ in box], [b for _, b in box], [0.0, 0.0, -0.4]]])
