@@ -44,9 +44,10 @@ def garbage(home: Home, registry: Registry, warn: Callable[[str], None]) -> list
     """Everything that can be freed now."""
     usage = usage_of(home, registry)
     items = list(_leftovers(home, registry, usage))
+    going = [] if usage.others else _unneeded_stages(home, registry)
     if not usage.others:
-        items += [*_stages(home, registry), *_strays(home, registry)]
-    return [*items, *_runs(home, registry, warn)]
+        items += [*_stages(home, registry, going), *_strays(home, registry)]
+    return [*items, *_runs(home, registry, {stage.key for stage in going}, warn)]
 
 
 def freed(item: Item, warn: Callable[[str], None]) -> bool:
@@ -60,11 +61,16 @@ def freed(item: Item, warn: Callable[[str], None]) -> bool:
     return False
 
 
-def _stages(home: Home, registry: Registry) -> Iterator[Item]:
-    """Rows with their folders and logs."""
-    shown, store = benchmarked(home), home.store()
+def _unneeded_stages(home: Home, registry: Registry) -> list[Stage]:
+    """Stages that no job needs and no benchmark shows."""
+    shown = benchmarked(home)
     with registry.read() as session:
-        rows = [stage for stage in unneeded(session) if stage.key not in shown]
+        return [stage for stage in unneeded(session) if stage.key not in shown]
+
+
+def _stages(home: Home, registry: Registry, rows: list[Stage]) -> Iterator[Item]:
+    """Rows with their folders and logs."""
+    store = home.store()
     for stage in rows:
         paths = [home.absolute(stage.out_dir), _log(home, stage.key)]
         size = sum(size_of(path) for path in paths) + (store.size_of(stage.key) if store else 0)
@@ -132,10 +138,10 @@ def _leftovers(home: Home, registry: Registry, usage: Usage) -> Iterator[Item]:
         yield Item(left.what, str(left.path), size_of(left.path), free)
 
 
-def _runs(home: Home, registry: Registry, warn: Callable[[str], None]) -> Iterator[Item]:
-    """MLflow runs of jobs and stages that are gone."""
+def _runs(home: Home, registry: Registry, going: set[str], warn: Callable[[str], None]) -> Iterator[Item]:
+    """MLflow runs of jobs and stages that are gone, or that go before them (keys)."""
     try:
-        found = runs.unreferenced(home, registry)
+        found = runs.unreferenced(home, registry, going)
     except JobError as error:
         warn(f"{error.message}: its runs are left")
         return
@@ -143,6 +149,8 @@ def _runs(home: Home, registry: Registry, warn: Callable[[str], None]) -> Iterat
         folders = runs.folders_of(home, run)
 
         def free(run: Any = run, folders: list[Path] = folders) -> bool:
+            if runs.referenced(registry, run):  # its stage was not freed
+                return False
             runs.delete_run(home, run)
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -74,13 +74,17 @@ def _finding(home: Home, registry: Registry, run: Run, row: Stage | Job | None) 
     return Finding(text, home.tracking_uri, "it is ended, as its stage or job ended", mend)
 
 
-def unreferenced(home: Home, registry: Registry) -> list[Run]:
-    """Runs of jobs and stages that were deleted. One whose model is registered is kept, so are benchmarks' runs."""
+def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) -> list[Run]:
+    """Runs of jobs and stages that were deleted, or will be (`going`: keys of stages).
+
+    One whose model is registered is kept, so are benchmarks' runs.
+    """
     from lavatar.platform.benchmark import EXPERIMENT
 
     if not _there(home):
         return []
     client, rows = connect(home), _rows(registry)
+    rows = {run_id: row for run_id, row in rows.items() if not (isinstance(row, Stage) and row.key in going)}
     shown = client.get_experiment_by_name(EXPERIMENT)
     found = [run for run in _search(client, home) if run.info.run_id not in rows]
     return [
@@ -90,6 +94,11 @@ def unreferenced(home: Home, registry: Registry) -> list[Run]:
         and (run.info.status != "RUNNING" or marked_alive(run.data.tags.get(OWNER_TAG, "")) is False)
         and not client.search_model_versions(f"run_id='{run.info.run_id}'", max_results=1)
     ]
+
+
+def referenced(registry: Registry, run: Run) -> bool:
+    """Whether a stage or a job shows this run."""
+    return run.info.run_id in _rows(registry)
 
 
 def folders_of(home: Home, run: Run) -> list[Path]:

@@ -97,13 +97,14 @@ class _Run:
         self.metrics, self.events, self.stage, self.span = metrics, events, stage, span
         self.curve = f"{span.label}/" if span.label else ""
         self.on_saved, self.saved = on_saved, -1
+        self.losses: dict[str, float] = {}  # of the last step that was logged
         self.shown = 0.0
         self.batches = Prefetch(task.batches, engine.device, config.steps)
         check_batch(config, engine.world)
 
     def to_the_end(self, stop: Callable[[], bool]) -> TrainingOutcome:
         start = self._resume()
-        outcome = TrainingOutcome(start, start)
+        outcome = TrainingOutcome(start, start, self.losses)
         began = time.monotonic()
         if start == 0:
             self._measure(0)
@@ -113,8 +114,8 @@ class _Run:
             done = step + 1
             last = done == self.config.steps
             if done % self.config.log_every == 0 or last or step == start:
-                outcome.losses = {name: float(value) for name, value in terms.items()}
-                self._log(done, outcome.losses)
+                outcome.losses = self.losses = {name: float(value) for name, value in terms.items()}
+                self._log(done, self.losses)
             self._show(done, start, began, terms)
             self._measure(done)
             if done % self.config.picture_every == 0 or last:
@@ -156,6 +157,7 @@ class _Run:
         self.task.load_state(state.task)
         self._restore_rng(state)
         self.saved = state.step
+        self.losses = dict(state.info.get("losses", {}))
         self.events.emit(Event(self.stage, f"{self._name()}resumed at step {state.step} from {found.name}"))
         return state.step
 
@@ -195,6 +197,8 @@ class _Run:
             "sampler": {"step": step, "seed": self.config.seed},
             "config": self.config.model_dump(mode="json"),
         }
+        if step == self.config.steps:  # whoever finds this checkpoint has no step left to get them from
+            info["losses"] = self.losses
         streams = {f"{name}/{rank}": value for name, values in rng.items() for rank, value in enumerate(values)}
         extra = {name: value.detach().cpu().contiguous() for name, value in self.task.state().items()}
         checkpoint = Checkpoint(step, state.modules, state.moments, streams, extra, info)

@@ -91,10 +91,12 @@ def test_a_cancel_makes_a_checkpoint_and_a_finished_run_does_nothing_more(tmp_pa
         train(task, CONFIG, _engine(task, CONFIG), tmp_path, stop=lambda: calls.append(0) or len(calls) == 3)
     assert checkpoints.latest(tmp_path)[0] == tmp_path / "step-00000003"
     task = ToyTask(5)
-    assert train(task, CONFIG, _engine(task, CONFIG), tmp_path).first_step == 3
+    whole = train(task, CONFIG, _engine(task, CONFIG), tmp_path)
+    assert whole.first_step == 3
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/*"))
     again = train(ToyTask(5), CONFIG, _engine(task := ToyTask(5), CONFIG), tmp_path)
     assert (again.first_step, again.steps) == (20, 20)
+    assert again.losses == whole.losses != {}, "a worker may die between its last checkpoint and its release"
     assert before == sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*/*"))
 
 
