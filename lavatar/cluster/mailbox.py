@@ -38,6 +38,7 @@ class Mailbox:
         self._failures: dict[str, LavatarError] = {}
         self._figures: dict[str, dict[str, Any]] = {}
         self._kills: dict[tuple[str, str], int] = {}
+        self._starved: set[str] = set()
 
     def begin(self, key: str) -> None:
         """A new attempt at the stage: what an earlier one left is forgotten."""
@@ -45,6 +46,7 @@ class Mailbox:
         self._started.discard(key)
         self._failures.pop(key, None)
         self._figures.pop(key, None)
+        self._starved.discard(key)
         self._kills = {place: kills for place, kills in self._kills.items() if place[0] != key}
         self._events[key].clear()
 
@@ -93,17 +95,31 @@ class Mailbox:
         self._kills[key, node] = kills
         return kills > before
 
+    def starve(self, key: str) -> None:
+        """Ray has killed a training worker of the stage for want of memory."""
+        self._starved.add(key)
+
+    def starved(self, key: str) -> bool:
+        """Whether it has since this was last asked."""
+        found = key in self._starved
+        self._starved.discard(key)
+        return found
+
     def finish(self, key: str, figures: dict[str, Any]) -> None:
         """What the first training worker measured."""
         self._figures[key] = figures
 
-    def figures(self, key: str) -> dict[str, Any]:
-        return self._figures.get(key, {})
+    def figures(self, key: str) -> dict[str, Any] | None:
+        """What it measured; None where this mailbox began after it did."""
+        return self._figures.get(key)
 
 
 def open_mailbox() -> Any:
-    """A handle on a new mailbox."""
-    return ray.remote(num_cpus=0, max_restarts=3)(Mailbox).remote(SILENCE_SECONDS)
+    """A handle on a new mailbox.
+
+    Where memory runs out Ray kills what can begin again first: then it is empty, and whoever calls waits for it.
+    """
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote(SILENCE_SECONDS)
 
 
 class Pulse:

@@ -1,7 +1,8 @@
 """A training that runs out of memory is tried once more, its batches in smaller parts. Imports neither torch nor Ray.
 
-Memory ends a training in two ways: torch or Python says so; or the kernel kills the worker and tells nobody, but counts
-its kills.
+Memory ends a training in three ways: torch or Python says so; or the kernel kills the worker and tells nobody, but
+counts its kills; or Ray, before the kernel would, kills the worker or the task that coordinates it, and says so to
+whoever started that.
 """
 
 from __future__ import annotations
@@ -48,6 +49,20 @@ def batch_too_large(error: BaseException) -> OutOfMemoryError:
     return OutOfMemoryError(f"the batch does not fit into memory ({type(error).__name__}: {text})", _HINT)
 
 
+def killed_by_ray(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is Ray's of a process that it killed for want of memory."""
+    while error is not None:
+        if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("ray."):
+            return True
+        error = getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
+    return False
+
+
+def killed(whom: str) -> OutOfMemoryError:
+    """The error of a process that was killed because the machine's memory ran out."""
+    return OutOfMemoryError(f"the machine's memory ran out: {whom}", _HINT)
+
+
 def kernel_kills() -> int:
     """How many processes the kernel of this machine has killed for want of memory; 0 where it does not tell."""
     try:
@@ -75,13 +90,20 @@ def in_smaller_parts(spec: StageSpec, workers: int) -> tuple[StageSpec, dict[str
 
 
 def train_within_memory(
-    spec: StageSpec, workers: int, train: Callable[[StageSpec], dict[str, Any]], say: Callable[[str], None]
+    spec: StageSpec,
+    workers: int,
+    train: Callable[[StageSpec], dict[str, Any]],
+    say: Callable[[str], None],
+    *,
+    ran_out: bool = False,
 ) -> dict[str, Any]:
     """The figures of `train(spec)`; where memory runs out, those of one more try with smaller parts, and PARTS.
 
-    Raises OutOfMemoryError where that is not enough.
+    `ran_out`: it did already, and took the coordinating task with it. Raises OutOfMemoryError where that is not enough.
     """
     try:
+        if ran_out:
+            raise killed("Ray killed a process of this stage")
         return train(spec)
     except OutOfMemoryError as error:
         less, changed = in_smaller_parts(spec, workers)

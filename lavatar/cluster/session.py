@@ -48,6 +48,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a worker prints goes to the stage's log
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a training is noticed at the next check
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_task_oom_retries": "0",  # else a task that was killed for want of memory is repeated as it is, for ever
 }
 
 

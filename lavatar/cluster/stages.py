@@ -213,21 +213,40 @@ class RayHandle:
         import ray
 
         self._ray, self._spec, self._mailbox, self._runner = ray, spec, mailbox, runner
-        self.ended = False
+        self.ended, self._ran_out = False, False
         ray.get(mailbox.begin.remote(spec.key))
-        options = _options(spec, share)
-        self._reference = ray.remote(_run_stage).options(**options).remote(spec, metrics, mailbox, share, bodies)
+        self._task = ray.remote(_run_stage).options(**_options(spec, share))
+        self._arguments = (spec, metrics, mailbox, share, bodies)
+        self._reference = self._task.remote(*self._arguments)
 
     def poll(self) -> list[Event]:
         return self._runner.events(self._spec.key, fresh=self.ended)
 
     def done(self) -> bool:
-        self.ended = self.ended or bool(self._ray.wait([self._reference], timeout=0)[0])
+        if not self.ended and self._ray.wait([self._reference], timeout=0)[0]:
+            self.ended = not self._begins_again()
         return self.ended
+
+    def _begins_again(self) -> bool:
+        """Once, after Ray killed a process of it for want of memory: a training then takes smaller parts."""
+        from lavatar.cluster.memory import killed_by_ray
+
+        try:
+            self._ray.get(self._reference)
+            return False
+        except self._ray.exceptions.RayError as error:
+            if self._ran_out or not killed_by_ray(error):
+                return False
+        self._ran_out = True
+        self._ray.get(self._mailbox.forgive.remote(self._spec.key))
+        self._reference = self._task.remote(*self._arguments, ran_out=True)
+        return True
 
     def result(self) -> StageResult:
         from lavatar.cluster.unwrap import cause_of
 
+        while not self.done():
+            self._ray.wait([self._reference])
         try:
             result = self._ray.get(self._reference)
         except self._ray.exceptions.RayError as error:
@@ -268,8 +287,9 @@ def _run_stage(
     mailbox: Any,
     share: Any,
     bodies: Mapping[StageKind, Body] | None,
+    ran_out: bool = False,
 ) -> StageResult:
-    """The stage's own Ray task."""
+    """The stage's own Ray task. `ran_out`: the one before was killed for want of memory."""
     import ray
 
     from lavatar.cluster.bodies import Context, run_body, stopped
@@ -283,7 +303,7 @@ def _run_stage(
     def train(plan: Any) -> dict[str, Any]:
         from lavatar.cluster.trainer import train_on_workers
 
-        return train_on_workers(plan, spec, share, recipe.resources.max_failures, metrics, mailbox)
+        return train_on_workers(plan, spec, share, recipe.resources.max_failures, metrics, mailbox, ran_out)
 
     with redirected(log), noted(log, spec.name), Post(mailbox, spec.key) as post:
         if spec.kind not in TRAINED:

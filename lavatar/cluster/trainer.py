@@ -17,13 +17,21 @@ from typing import Any
 
 from lavatar.cluster.logs import log_path, note, noted, redirected
 from lavatar.cluster.mailbox import Post
-from lavatar.cluster.memory import batch_too_large, kernel_kills, out_of_memory, train_within_memory
+from lavatar.cluster.memory import (
+    batch_too_large,
+    kernel_kills,
+    killed,
+    killed_by_ray,
+    out_of_memory,
+    train_within_memory,
+)
 from lavatar.cluster.parallel import limit_threads
 from lavatar.cluster.plans import PlanFactory, Worker, run_plan
 from lavatar.cluster.resources import Share, ray_options
 from lavatar.contracts import Event, MetricSinkFactory, NullSink, StageSpec
-from lavatar.errors import LavatarError, OutOfMemoryError, StageFailedError, TrainingError
+from lavatar.errors import LavatarError, StageFailedError, TrainingError
 
+RAY_KILLED = "Ray killed the training worker"
 UNUSED = {
     "DatasetsCallback",  # Ray Data: we read our own shards
     "PlacementGroupCleanerCallback",  # for controllers that die: ours ends with the task that started it
@@ -37,18 +45,25 @@ def train_on_workers(
     max_failures: int,
     metrics: MetricSinkFactory | None,
     mailbox: Any,
+    ran_out: bool = False,
 ) -> dict[str, Any]:
-    """Runs `plan` in `share.workers` Ray Train workers; returns their figures. Blocks; for a coordinating task."""
+    """Runs `plan` in `share.workers` Ray Train workers; returns their figures. Blocks; for a coordinating task.
+
+    `ran_out`: an earlier such task was killed for want of memory.
+    """
     import ray
 
     def fit(one: StageSpec) -> dict[str, Any]:
         ray.get(mailbox.forgive.remote(spec.key))
-        return _fit(plan, one, share, max_failures, metrics, mailbox)
+        figures = None
+        while figures is None:  # once; or again from the last checkpoint, which tells them anew
+            figures = _fit(plan, one, share, max_failures, metrics, mailbox)
+        return figures
 
     def say(text: str) -> None:
         ray.get(mailbox.post.remote(spec.key, [Event(spec.name, text, level="warning")]))
 
-    return train_within_memory(spec, share.workers, fit, say)
+    return train_within_memory(spec, share.workers, fit, say, ran_out=ran_out)
 
 
 def _fit(
@@ -58,8 +73,8 @@ def _fit(
     max_failures: int,
     metrics: MetricSinkFactory | None,
     mailbox: Any,
-) -> dict[str, Any]:
-    """One run of Ray Train."""
+) -> dict[str, Any] | None:
+    """One run of Ray Train; its figures, None where they were lost with the mailbox."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
@@ -77,7 +92,8 @@ def _fit(
             resources_per_worker=ray_options(share),
         ),
         "run_config": RunConfig(
-            name=run, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
+            name=run, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_memory_watch(mailbox, spec.key)],
         ),
     }  # fmt: skip
     try:
@@ -86,6 +102,8 @@ def _fit(
         posted = ray.get(mailbox.failure.remote(spec.key))
         if posted is not None:
             raise posted from error
+        if ray.get(mailbox.starved.remote(spec.key)):
+            raise killed(RAY_KILLED) from error
         raise TrainingError(
             f"the training worker died {max_failures + 1} times: {_reason(error)}",
             f"What it printed is in {log_path(spec)}. A repeated submit goes on from the last checkpoint.",
@@ -95,7 +113,21 @@ def _fit(
     posted = ray.get(mailbox.failure.remote(spec.key))
     if posted is not None:
         raise posted
-    return dict(ray.get(mailbox.figures.remote(spec.key)))
+    figures: dict[str, Any] | None = ray.get(mailbox.figures.remote(spec.key))
+    return figures
+
+
+def _memory_watch(mailbox: Any, key: str) -> Any:
+    """A callback of Ray Train's controller: it alone is told that Ray killed a worker for want of memory."""
+    import ray
+    from ray.train import UserCallback
+
+    class MemoryWatch(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            if any(killed_by_ray(error) for error in worker_exceptions.values()):
+                ray.get(mailbox.starve.remote(key))
+
+    return MemoryWatch()
 
 
 def _trainer(share: Share) -> Callable[..., Any]:
@@ -132,7 +164,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with redirected(log), Post(mailbox, spec.key) as post:
         try:
             with noted(log, name):
-                _heed_kernel(spec, mailbox)
+                _heed_kills(spec, mailbox)
                 figures = _train(config, rank, world, post)
             if rank == 0:
                 ray.get(mailbox.finish.remote(spec.key, figures))
@@ -148,13 +180,15 @@ def train_worker(config: dict[str, Any]) -> None:
             ray.get(mailbox.fail.remote(spec.key, _failed(error, spec)))
 
 
-def _heed_kernel(spec: StageSpec, mailbox: Any) -> None:
-    """Raises OutOfMemoryError in a worker that replaces one that the kernel has killed for want of memory."""
+def _heed_kills(spec: StageSpec, mailbox: Any) -> None:
+    """Raises OutOfMemoryError in a worker that replaces one that Ray or the kernel has killed for want of memory."""
     import ray
 
+    if ray.get(mailbox.starved.remote(spec.key)):
+        raise killed(RAY_KILLED)
     node = ray.get_runtime_context().get_node_id()
     if ray.get(mailbox.killed.remote(spec.key, node, kernel_kills())):
-        raise OutOfMemoryError("the machine's memory ran out: the kernel killed the training worker")
+        raise killed("the kernel killed the training worker")
 
 
 def _train(config: dict[str, Any], rank: int, world: int, post: Post) -> dict[str, Any]:

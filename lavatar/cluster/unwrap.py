@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ray
 
+from lavatar.cluster.memory import killed, killed_by_ray
 from lavatar.errors import Interrupted, LavatarError, StageFailedError
 
 
@@ -19,11 +20,13 @@ def cause_of(error: BaseException, log: Path) -> LavatarError:
             return cause
         if isinstance(cause, ray.exceptions.TaskCancelledError | KeyboardInterrupt):
             return _stopped()
+        if killed_by_ray(cause):
+            return killed("Ray killed a process of this stage")
         return StageFailedError(f"{type(cause).__name__}: {_first_line(cause)}", _hint(log))
     if isinstance(error, ray.exceptions.TaskCancelledError):
         return _stopped()
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return StageFailedError("the machine ran out of memory", f"Use a smaller recipe. {_hint(log)}")
+    if killed_by_ray(error):
+        return killed("Ray killed a process of this stage")
     if isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.RayActorError):
         return StageFailedError("a worker process died", _hint(log))
     return StageFailedError(f"{type(error).__name__}: {_first_line(error)}", _hint(log))

@@ -5,13 +5,18 @@ Nothing is pretended: allocations fail at a limit of the address space, the kern
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -93,7 +98,8 @@ def same_but_in_parts(result: StageResult, seen: list[Event], undisturbed: Stage
     assert [event.text for event in seen if "resumed" in event.text] == ["avatar: resumed at step 4 from step-00000004"]
     found, wanted = result.metrics["avatar"], undisturbed.metrics["avatar"]
     assert (found["steps"], found["first_step"]) == (STEPS, 4), "a checkpoint interval is four steps"
-    assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
+    # the sums of parts are rounded otherwise, and Adam's first steps magnify it: 1.5e-4 has been seen
+    assert found["losses"] == pytest.approx(wanted["losses"], rel=5e-4)
 
 
 def nothing_is_left(spec: StageSpec) -> None:
@@ -119,6 +125,50 @@ def test_a_worker_that_the_kernel_kills_is_replaced_by_one_with_smaller_parts(
     assert kernel_kills() == before + 1
     same_but_in_parts(result, seen, undisturbed)
     assert any("the kernel killed the training worker" in event.text for event in seen)
+    nothing_is_left(spec)
+
+
+MEAL = 2 * 2**30
+"""Bytes of a sample where Ray watches: more than Ray's own processes, and what else begins on the machine, take."""
+
+
+def ray_watches(spec: StageSpec, samples: int) -> dict[str, Any]:
+    """The stage's end where Ray lets the machine have four samples' bytes more than it has now, of which its own
+    processes take one at most. A part of more than `samples` samples waits for what Ray does."""
+    memory = psutil.virtual_memory()
+    if memory.available < 6 * MEAL:
+        pytest.skip(f"{6 * MEAL >> 30} GB of free memory are needed")
+    threshold = (memory.total - memory.available + 4 * MEAL) / memory.total
+    own = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    command = [sys.executable, str(Path(__file__).with_name("run_hungry.py")), str(spec.home), str(samples), str(MEAL)]
+    done = subprocess.run(
+        command, input=pickle.dumps(spec), env={**os.environ, **own}, capture_output=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    answer: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
+    return answer
+
+
+def test_what_ray_kills_before_the_kernel_would_is_tried_once_more_in_smaller_parts(
+    tmp_path: Path, dataset: Path, recipe: Recipe, undisturbed: StageResult
+) -> None:
+    spec = avatar_spec(tmp_path, dataset, recipe)
+    answer = ray_watches(spec, samples=2)
+    assert "seen" in answer, answer
+    seen = [Event(**event) for event in answer["seen"]]
+    assert any("Ray killed" in event.text for event in seen)
+    same_but_in_parts(StageResult({}, answer["metrics"], tuple(answer["notes"])), seen, undisturbed)
+    nothing_is_left(spec)
+
+
+def test_what_ray_kills_again_is_a_clear_failure(tmp_path: Path, dataset: Path, recipe: Recipe) -> None:
+    small = recipe.model_copy(update={"avatar_training": recipe.avatar_training.model_copy(update={"batch_size": 8})})
+    spec = avatar_spec(tmp_path, dataset, small)
+    answer = ray_watches(spec, samples=2)
+    assert answer["error"] == "OutOfMemoryError"
+    assert "Ray killed" in answer["message"]
+    assert "batch_size" in answer["hint"]
+    assert log_path(spec).read_text().count("training worker 0 of 1: begins") == 2
     nothing_is_left(spec)
 
 
