@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -235,8 +236,12 @@ class RayHandle:
             self._ray.get(self._reference)
             return False
         except self._ray.exceptions.RayError as error:
-            if self._ran_out or not killed_by_ray(error):
+            if not killed_by_ray(error):
                 return False
+        for left in (self._spec.home / "ray" / "train").glob(f"{self._spec.key[:16]}-*"):  # it could not clean up
+            shutil.rmtree(left, ignore_errors=True)
+        if self._ran_out:
+            return False
         self._ran_out = True
         self._ray.get(self._mailbox.forgive.remote(self._spec.key))
         self._reference = self._task.remote(*self._arguments, ran_out=True)

@@ -22,8 +22,8 @@ from lavatar.contracts import EventSink, StageKind, StageResult, StageSpec
 from lavatar.training.tasks import TrainingTask
 
 FROM_STEP = 6
-SAMPLE = 200 * 2**20
-"""Bytes that a sample takes."""
+SAMPLE = 400 * 2**20
+"""Bytes that a sample takes: more than may lie unused in what a process has of its memory already."""
 ROOM = 150 * 2**20
 """Bytes that the rest of the training may take more than at the step at which the limit is set."""
 
