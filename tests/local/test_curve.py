@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 SIZES = [
     "preprocess.tracker=synthetic", "preprocess.matting=alpha", "preprocess.synthetic_frames=40",
     "preprocess.portrait_size=64", "preprocess.face_size=64", "avatar.face_size=64", "avatar.image_size=64",
-    "avatar.ray_size=16", "avatar.samples=4", "avatar.triplane_size=16", "ynet_training.batch_size=4", "mapping_training.steps=3",
+    "avatar.ray_size=16", "avatar.samples=4", "avatar.triplane_size=16", "ynet_training.batch_size=4",
+    "mapping_training.steps=3",
 ]  # fmt: skip
 
 

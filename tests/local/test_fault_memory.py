@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -140,9 +139,15 @@ def ray_watches(spec: StageSpec, samples: int) -> dict[str, Any]:
         pytest.skip(f"{6 * MEAL >> 30} GB of free memory are needed")
     threshold = (memory.total - memory.available + 4 * MEAL) / memory.total
     own = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    command = [sys.executable, str(Path(__file__).with_name("run_hungry.py")), str(spec.home), str(samples), str(MEAL)]
+    command = [sys.executable, str(Path(__file__).with_name("run_hungry.py")), str(spec.home)]
+    command += [str(spec.inputs["dataset"]), str(samples), str(MEAL)]
     done = subprocess.run(
-        command, input=pickle.dumps(spec), env={**os.environ, **own}, capture_output=True, timeout=400, check=False
+        command,
+        input=json.dumps(spec.recipe).encode(),
+        env={**os.environ, **own},
+        capture_output=True,
+        timeout=400,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     answer: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
