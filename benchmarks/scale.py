@@ -181,9 +181,9 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
 
 def _figures(registry: Any, plan: Any, gpus: int, seconds: float) -> dict[str, Any]:
     """From when each stage worked: how long after it could have begun it began, how much of the GPUs was used."""
-    from lavatar.platform import ledger
+    from lavatar.platform import lookup
 
-    rows = {row.key: row for row in ledger.get_stages(registry, [stage.key for stage in plan.stages])}
+    rows = {row.key: row for row in lookup.get_stages(registry, [stage.key for stage in plan.stages])}
     spans = {key: (row.metrics["began"], row.metrics["ended"]) for key, row in rows.items()}
     on_gpu = [stage.key for stage in plan.stages if stage.spec.kind in (StageKind.AVATAR, StageKind.PAIR)]
     first, last = min(spans[key][0] for key in on_gpu), max(spans[key][1] for key in on_gpu)

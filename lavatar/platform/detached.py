@@ -11,7 +11,7 @@ from lavatar.cluster import head
 from lavatar.cluster.environment import hand_over
 from lavatar.cluster.resources import Machine, Node, share_of
 from lavatar.errors import ConfigError, UsageError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.home import HOME_VARIABLE, Home
 from lavatar.platform.jobs import store_job
 from lavatar.platform.planning import Plan
@@ -35,7 +35,7 @@ def detach(
     living = [node for node in head.nodes(home.root, cluster) if node["alive"]]
     _require_room(plan, Machine(tuple(Node.of(node["resources"]) for node in living)))
     todo = store_job(registry, home, plan, warn, priority)
-    state = ledger.get_job(registry, plan.job_id).state
+    state = lookup.get_job(registry, plan.job_id).state
     if state == State.RUNNING or (state == State.FINISHED and not todo):
         return cluster, None
     ledger.reopen_job(registry, plan.job_id)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
 from lavatar.errors import Interrupted, LavatarError, ShardError, StageBusyError, StageFailedError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner, owner_alive, taken_over
 from lavatar.platform.planning import SECTIONS, Plan, PlannedStage
@@ -200,7 +200,7 @@ class Execution:
         if not self._busy or time.monotonic() < self._look_again:
             return
         self._look_again = time.monotonic() + BUSY_POLL_SECONDS
-        for row in ledger.get_stages(self._registry, self._busy):
+        for row in lookup.get_stages(self._registry, self._busy):
             if row.state == State.RUNNING and owner_alive(row):
                 continue
             self._busy.discard(row.key)
@@ -376,7 +376,7 @@ class Execution:
         self._say(planned, f"{state.value}: {message}", level, show=False)
 
     def _end_run(self, key: str, run_id: str | None, state: State) -> None:
-        row = ledger.get_stage(self._registry, key)
+        row = lookup.get_stage(self._registry, key)
         if self._tracker and run_id and row and self._tracker.end(run_id, state):
             ledger.set_run(self._registry, row, run_id, open_=False)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.home import Home
 from lavatar.platform.planning import pair_release, release_dir
 from lavatar.platform.registry import Registry
@@ -42,7 +42,7 @@ def find_avatar(registry: Registry, home: Home, avatar: str) -> Finished:
 def find_pair(registry: Registry, home: Home, avatar: str, actor: str) -> Finished:
     """The pair's newest model with the avatar it was trained for."""
     stage, job = _newest(registry, home, (StageKind.PAIR, StageKind.SHARED), avatar, actor)
-    views = ledger.job_stages(registry, job.id)
+    views = lookup.job_stages(registry, job.id)
     head = next(v.stage for v in views if v.name == f"{StageKind.AVATAR.value}:{avatar}")
     data_a, data_b = _data(registry, job, avatar), _data(registry, job, actor)
     return Finished(
@@ -62,12 +62,12 @@ def _newest(
     for name in (avatar, actor):
         subject = find_subject(registry, name) if name else None
         digests[name or ""] = subject.digest if subject else None
-    for stage in ledger.latest_stages(registry, kinds, avatar, actor, digests):
-        job = ledger.job_of(registry, stage.key, avatar, actor)
+    for stage in lookup.latest_stages(registry, kinds, avatar, actor, digests):
+        job = lookup.job_of(registry, stage.key, avatar, actor)
         if job is not None and released(home, stage):
             return stage, job
     for name in (avatar, actor):
-        if name and not ledger.names_known(registry, name):
+        if name and not lookup.names_known(registry, name):
             get_subject(registry, name)  # raises, naming the nearest
     what = f"avatar {avatar!r}" if actor is None else f"avatar {avatar!r} driven by {actor!r}"
     raise JobError(
@@ -83,7 +83,7 @@ def released(home: Home, stage: Stage) -> bool:
 
 def _data(registry: Registry, job: Job, subject: str) -> Stage:
     """The stage of the subject's dataset in this job; two names of one video share it."""
-    views = [v for v in ledger.job_stages(registry, job.id) if v.stage.kind == StageKind.PREPROCESS]
+    views = [v for v in lookup.job_stages(registry, job.id) if v.stage.kind == StageKind.PREPROCESS]
     return next((v for v in views if v.name == f"preprocess:{subject}"), views[0]).stage
 
 
@@ -105,9 +105,9 @@ def recipe_of(registry: Registry, job: Job) -> Recipe:
 
 def command_of(registry: Registry, job: Job) -> str:
     """What submits these people again."""
-    pairs = ledger.job_pairs(registry, job.id)
+    pairs = lookup.job_pairs(registry, job.id)
     avatars, actors = (list(dict.fromkeys(getattr(pair, role) for pair in pairs)) for role in ("avatar", "actor"))
-    shared = any(view.stage.kind == StageKind.SHARED for view in ledger.job_stages(registry, job.id))
+    shared = any(view.stage.kind == StageKind.SHARED for view in lookup.job_stages(registry, job.id))
     every = {(avatar, actor) for avatar in avatars for actor in actors if avatar != actor}
     if every != {(pair.avatar, pair.actor) for pair in pairs}:
         return "lavatar submit --pairs FILE.yaml"

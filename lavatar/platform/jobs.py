@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
@@ -31,7 +31,7 @@ def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
     """
     registry = office.registry
     todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"), priority)
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     if not todo and job.state == State.FINISHED and not unregistered(office, releases(plan)):
         ledger.begin_attempt(registry, plan.job_id, ())
         for stage in plan.stages:
@@ -64,7 +64,7 @@ def store_job(
             for person in plan.people.values():
                 store.keep_video(person.source)
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
-    stages = ledger.job_stages(registry, plan.job_id)
+    stages = lookup.job_stages(registry, plan.job_id)
     done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked
     return [stage for stage in plan.stages if stage.key not in done]
 
@@ -101,7 +101,7 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         raise
     finally:
         with contextlib.suppress(LavatarError):  # the first error is the one to show; a later submit ends the run
-            ours = ledger.get_job(registry, job.id).owner == office.owner.id  # else its run is another process's now
+            ours = lookup.get_job(registry, job.id).owner == office.owner.id  # else its run is another process's now
             if ours and tracker and tracker.end(job.mlflow_run_id, state):
                 ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
 

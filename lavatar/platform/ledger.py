@@ -3,12 +3,11 @@ may be done twice (see `patiently`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Update, delete, or_, select, update
+from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from lavatar.cluster.results import whole
@@ -26,16 +25,6 @@ from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobPair, JobS
 
 _TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
 _MARKERS = {StageKind.PREPROCESS: "manifest.json", **dict.fromkeys(_TRAINED, "release")}
-
-
-@dataclass(frozen=True)
-class StageView:
-    """A stage as one job sees it."""
-
-    name: str
-    cached: bool
-    job_seconds: float
-    stage: Stage
 
 
 @patiently
@@ -326,69 +315,6 @@ def unended_runs(registry: Registry) -> list[Stage | Job]:
 
 
 @patiently
-def get_stage(registry: Registry, key: str) -> Stage | None:
-    with registry.read() as session:
-        return session.get(Stage, key)
-
-
-@patiently
-def get_stages(registry: Registry, keys: Collection[str]) -> Sequence[Stage]:
-    """Those of them that there are."""
-    with registry.read() as session:
-        return session.scalars(select(Stage).where(Stage.key.in_(list(keys)))).all()
-
-
-@patiently
-def get_job(registry: Registry, job_id: str) -> Job:
-    """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
-    with registry.read() as session:
-        begun = select(Job).where(Job.id.startswith(job_id, autoescape=True))
-        jobs = list(session.scalars(begun)) if job_id.isascii() else []
-    exact = [job for job in jobs if job.id == job_id]
-    if exact or len(jobs) == 1:
-        return (exact or jobs)[0]
-    if jobs:
-        raise UnknownJobError(
-            f"{job_id!r} begins {len(jobs)} jobs' ids", f"Write more of it: {', '.join(j.id for j in jobs)}"
-        )
-    raise UnknownJobError(f"there is no job {job_id!r}", "Look them up with: lavatar jobs list")
-
-
-@patiently
-def list_jobs(registry: Registry) -> list[Job]:
-    """Newest first."""
-    with registry.read() as session:
-        return list(session.scalars(select(Job).order_by(Job.created.desc(), Job.id)))
-
-
-@patiently
-def job_stages(registry: Registry, job_id: str) -> list[StageView]:
-    """The job's stages in order."""
-    with registry.read() as session:
-        rows = session.execute(
-            select(JobStage, Stage).join(Stage, Stage.key == JobStage.stage_key).where(JobStage.job_id == job_id)
-            .order_by(JobStage.position)
-        )  # fmt: skip
-        return [StageView(link.name, link.cached, link.seconds, stage) for link, stage in rows]
-
-
-@patiently
-def job_pairs(registry: Registry, job_id: str) -> list[JobPair]:
-    """The job's pairs by name."""
-    with registry.read() as session:
-        chosen = select(JobPair).where(JobPair.job_id == job_id)
-        return list(session.scalars(chosen.order_by(JobPair.avatar, JobPair.actor)))
-
-
-@patiently
-def artefacts(registry: Registry, keys: Collection[str], kind: str) -> list[Artefact]:
-    """What these stages left, in the order it was stored."""
-    with registry.read() as session:
-        chosen = select(Artefact).where(Artefact.stage_key.in_(list(keys)), Artefact.kind == kind)
-        return list(session.scalars(chosen.order_by(Artefact.id)))
-
-
-@patiently
 def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
     """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
     uri = masked(uri)
@@ -410,75 +336,11 @@ def record(
         session.add(Event(time=now(), job_id=job_id, stage_key=key, stage=stage, level=level, text=masked(text)))
 
 
-@patiently
-def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
-    with registry.read() as session:
-        return list(session.scalars(select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id)))
-
-
 def failure(error: BaseException) -> tuple[str, str]:
     """Message and hint of an exception, as they are stored."""
     if isinstance(error, LavatarError):
         return error.message, error.hint
     return masked(f"{type(error).__name__}: {error}"), "Run it again with --debug."
-
-
-@patiently
-def latest_stages(
-    registry: Registry,
-    kinds: Sequence[StageKind],
-    avatar: str,
-    actor: str | None,
-    digests: Mapping[str, str | None],
-) -> Sequence[Stage]:
-    """Finished stages of those kinds in jobs with a pair of these names, newest first.
-
-    `digests` holds what the names stand for today (None: the subject was removed; then any job of that name counts).
-    """
-    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key)
-    query = query.join(JobPair, JobPair.job_id == JobStage.job_id)
-    query = query.where(Stage.kind.in_([kind.value for kind in kinds]), Stage.state == State.FINISHED.value)
-    own = or_(Stage.kind != StageKind.AVATAR.value, JobStage.name == f"{StageKind.AVATAR.value}:{avatar}")
-    query = query.where(JobPair.avatar == avatar, own)  # a job may have other avatars too
-    if digests.get(avatar):
-        query = query.where(JobPair.avatar_digest == digests[avatar])
-    if actor is not None:
-        query = query.where(JobPair.actor == actor)
-        if digests.get(actor):
-            query = query.where(JobPair.actor_digest == digests[actor])
-    with registry.read() as session:
-        found = session.scalars(query.order_by(Stage.ended.desc(), Stage.key)).all()
-    return list({stage.key: stage for stage in found}.values())
-
-
-@patiently
-def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job | None:
-    """The newest job of these names that contains the stage."""
-    query = select(Job).join(JobStage, JobStage.job_id == Job.id).join(JobPair, JobPair.job_id == Job.id)
-    query = query.where(JobStage.stage_key == key, JobPair.avatar == avatar)
-    if actor is not None:
-        query = query.where(JobPair.actor == actor)
-    with registry.read() as session:
-        return session.scalars(query.order_by(Job.created.desc(), Job.id)).first()
-
-
-@patiently
-def names_known(registry: Registry, name: str) -> bool:
-    """Whether a job ever had a subject of that name."""
-    with registry.read() as session:
-        named = select(JobPair.job_id).where(or_(JobPair.avatar == name, JobPair.actor == name))
-        return session.scalars(named).first() is not None
-
-
-@patiently
-def list_datasets(registry: Registry, subject: str) -> list[Dataset]:
-    """What was made of a subject's video, newest first."""
-    with registry.read() as session:
-        return list(
-            session.scalars(
-                select(Dataset).where(Dataset.subject == subject).order_by(Dataset.created.desc(), Dataset.key)
-            )
-        )
 
 
 def _job(session: Session, job_id: str) -> Job:

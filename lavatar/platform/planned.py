@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.finished import command_of, recipe_of
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Person, Plan, plan
@@ -31,14 +31,14 @@ def make_plan(
 
 def stored_plan(home: Home, registry: Registry, job: Job) -> tuple[Plan, list[Subject]]:
     """The plan of a job that was submitted before, and its people. Raises JobError where it would be another today."""
-    pairs = ledger.job_pairs(registry, job.id)
+    pairs = lookup.job_pairs(registry, job.id)
     digests = {name: digest for p in pairs for name, digest in ((p.avatar, p.avatar_digest), (p.actor, p.actor_digest))}
     people = {name: get_subject(registry, name) for name in digests}
     anew = f"Submit it anew: {command_of(registry, job)}"
     for name, subject in people.items():
         if subject.digest != digests[name]:
             raise JobError(f"{name!r} is another video than when job {job.id} was submitted", anew)
-    shared = any(view.stage.kind == StageKind.SHARED for view in ledger.job_stages(registry, job.id))
+    shared = any(view.stage.kind == StageKind.SHARED for view in lookup.job_stages(registry, job.id))
     named = [(people[pair.avatar], people[pair.actor]) for pair in pairs]
     found = make_plan(home, registry, named, recipe_of(registry, job), shared)
     if found.job_id != job.id:

@@ -13,7 +13,7 @@ from typing import Self
 from lavatar.contracts import StageKind
 from lavatar.errors import LavatarError, StageFailedError, UnknownJobError
 from lavatar.masking import masked
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.execution import Office
 from lavatar.platform.leases import owner_alive
 from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
@@ -43,7 +43,7 @@ def unregistered(office: Office, wanted: Sequence[Release]) -> list[Release]:
     """Those of them that are not in the model registry of today's tracking server."""
     if not wanted:
         return []
-    rows = ledger.artefacts(office.registry, [r.stage_key for r in wanted], "model")
+    rows = lookup.artefacts(office.registry, [r.stage_key for r in wanted], "model")
     present = {(row.stage_key, row.name) for row in rows if row.uri == masked(office.home.tracking_uri)}
     return [r for r in wanted if (r.stage_key, r.name) not in present]
 
@@ -100,7 +100,7 @@ class Registrar:
     def _register(self, models: Sequence[Release]) -> None:
         registry = self._office.registry
         for release in unregistered(self._office, models):
-            stage = ledger.get_stage(registry, release.stage_key)
+            stage = lookup.get_stage(registry, release.stage_key)
             if stage and self._another_does(stage):
                 continue
             version = self._version(release, stage.mlflow_run_id if stage else None)
@@ -116,7 +116,7 @@ class Registrar:
         if stage.job_id in (None, self._job_id):
             return False
         try:
-            job = ledger.get_job(self._office.registry, str(stage.job_id))
+            job = lookup.get_job(self._office.registry, str(stage.job_id))
         except UnknownJobError:  # deleted
             return False
         return job.state == State.RUNNING and owner_alive(job)

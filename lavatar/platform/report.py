@@ -8,9 +8,9 @@ from typing import Any
 
 from lavatar.contracts import StageKind
 from lavatar.inference.tables import as_text
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.home import Home
-from lavatar.platform.ledger import StageView
+from lavatar.platform.lookup import StageView
 from lavatar.platform.modelregistry import avatar_model_name, pair_model_name
 from lavatar.platform.progress import duration
 from lavatar.platform.registry import Registry
@@ -19,10 +19,10 @@ from lavatar.platform.tables import JobPair
 
 def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
     """The state of a job, its stages, files, models and metrics, all read from the registry."""
-    job = ledger.get_job(registry, job_id)
-    views = ledger.job_stages(registry, job.id)
-    pairs = ledger.job_pairs(registry, job.id)
-    models = ledger.artefacts(registry, [v.stage.key for v in views], "model")
+    job = lookup.get_job(registry, job_id)
+    views = lookup.job_stages(registry, job.id)
+    pairs = lookup.job_pairs(registry, job.id)
+    models = lookup.artefacts(registry, [v.stage.key for v in views], "model")
     own = {avatar_model_name(p.avatar) for p in pairs} | {pair_model_name(p.avatar, p.actor) for p in pairs}
     results = [{"avatar": p.avatar, "actor": p.actor, **_result(registry, home, p, views)} for p in pairs]
     only = results[0] if len(results) == 1 else _NOTHING
@@ -65,7 +65,7 @@ def _result(registry: Registry, home: Home, pair: JobPair, views: Sequence[Stage
     preview = next((v.stage for v in views if v.name == name), None)
     if preview is None:
         return _NOTHING
-    files = ledger.artefacts(registry, [preview.key], "file")
+    files = lookup.artefacts(registry, [preview.key], "file")
     paths = {row.name: str(home.absolute(row.path)) for row in files if row.path}
     return {
         "video": _file(paths, "video", ".mp4"),

@@ -17,7 +17,7 @@ import psutil
 from submit_files import LIMIT, Lavatar
 
 from lavatar.cluster import session
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.home import Home
 from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.tracking import connect
@@ -112,8 +112,8 @@ def story(lavatar: Lavatar) -> Story:
     """What is there of the finished job; fails where it is not whole, or the three do not tell the same."""
     home = Home(lavatar.home)
     registry = open_registry(home)
-    (job,) = ledger.list_jobs(registry)
-    views = ledger.job_stages(registry, job.id)
+    (job,) = lookup.list_jobs(registry)
+    views = lookup.job_stages(registry, job.id)
     for row in (job, *(view.stage for view in views)):
         assert (row.state, row.owner, row.mlflow_open, row.message) == ("finished", None, False, ""), row
     client = connect(home)
@@ -189,8 +189,8 @@ def _same_curves(stage: str, found: dict[str, dict[int, float]], wanted: dict[st
 def _little_repeated(lavatar: Lavatar, fault: Moment) -> None:
     """What was taken up began at most one checkpoint interval before the last step that was done."""
     registry = open_registry(Home(lavatar.home))
-    (job,) = ledger.list_jobs(registry)
-    lines = [e for e in ledger.events(registry, job.id) if e.stage.startswith("avatar:") and e.time >= fault.time]
+    (job,) = lookup.list_jobs(registry)
+    lines = [e for e in lookup.events(registry, job.id) if e.stage.startswith("avatar:") and e.time >= fault.time]
     resumed = [int(m[1]) for e in lines if (m := re.search(r"resumed at step (\d+)", e.text))]
     assert resumed, "nothing was taken up: was anything broken?"
     row = lavatar.stage("avatar:ann")

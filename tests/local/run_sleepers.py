@@ -20,7 +20,7 @@ import scale
 from lavatar.cluster.head import address_for
 from lavatar.cluster.stages import StageRunner
 from lavatar.configs.recipe import load_recipe
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.execution import Office
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
@@ -45,5 +45,5 @@ if __name__ == "__main__":
         return StageRunner(home.root, address_for(home.root), bodies=scale.BODIES)
 
     run_job(Office(home, registry, PlainDisplay(), open_runner, Owner.current()), plan, int(sys.argv[4]))
-    rows = ledger.get_stages(registry, [pair.bridge.key for pair in plan.pairs])
+    rows = lookup.get_stages(registry, [pair.bridge.key for pair in plan.pairs])
     print(json.dumps({row.name: (row.metrics["began"], row.metrics["ended"]) for row in rows}))

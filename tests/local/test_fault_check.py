@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_files import INTERVAL, STEPS, Moment, Story, nothing_left, same_as_undisturbed, story
 from submit_files import Lavatar
 
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner
 from lavatar.platform.registry import open_registry
@@ -50,8 +50,8 @@ def unfinished_checkpoint(home: Home) -> None:
 
 def _avatar_run(home: Home) -> str:
     registry = open_registry(home)
-    (job,) = ledger.list_jobs(registry)
-    (run,) = (v.stage.mlflow_run_id for v in ledger.job_stages(registry, job.id) if v.name == "avatar:ann")
+    (job,) = lookup.list_jobs(registry)
+    (run,) = (v.stage.mlflow_run_id for v in lookup.job_stages(registry, job.id) if v.name == "avatar:ann")
     assert run is not None
     return run
 
@@ -71,7 +71,7 @@ def a_run_too_many(home: Home) -> None:
 
 def a_job_without_an_end(home: Home) -> None:
     registry = open_registry(home)
-    (job,) = ledger.list_jobs(registry)
+    (job,) = lookup.list_jobs(registry)
     ledger.claim_job(registry, job.id, Owner.current())
 
 

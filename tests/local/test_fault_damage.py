@@ -16,7 +16,7 @@ from fault_files import INLINE, INTERVAL, Story, at_checkpoint, new_home, same_a
 from submit_files import LIMIT, Lavatar
 
 from lavatar.datasets import shards
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.home import Home
 from lavatar.platform.registry import open_registry
 from lavatar.platform.tables import Event
@@ -34,8 +34,8 @@ def lavatar(tmp_path: Path) -> Iterator[Lavatar]:
 
 def events(lavatar: Lavatar) -> list[Event]:
     registry = open_registry(Home(lavatar.home))
-    (job,) = ledger.list_jobs(registry)
-    found = ledger.events(registry, job.id)
+    (job,) = lookup.list_jobs(registry)
+    found = lookup.events(registry, job.id)
     registry.close()
     return found
 

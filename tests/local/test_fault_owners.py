@@ -26,7 +26,7 @@ from test_platform_registry import add_stage
 from lavatar.cluster import mailbox
 from lavatar.contracts import StageResult
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, registering
+from lavatar.platform import jobs, ledger, lookup, registering
 from lavatar.platform.home import Home
 from lavatar.platform.leases import LEASE_SECONDS, Owner, heartbeat
 from lavatar.platform.registry import open_registry
@@ -115,10 +115,10 @@ def test_one_pair_submitted_twice_at_the_same_instant(tmp_path: Path, database: 
         assert "done" in pair
         assert all(answer == "done" or "is being run by process" in answer for answer in pair)
     registry = open_registry(Home(tmp_path))
-    found = ledger.list_jobs(registry)
+    found = lookup.list_jobs(registry)
     assert {(job.state, job.owner) for job in found} == {("finished", None)}
     assert len(found) == TIMES
-    rows = [view.stage for job in found for view in ledger.job_stages(registry, job.id)]
+    rows = [view.stage for job in found for view in lookup.job_stages(registry, job.id)]
     assert {(row.state, row.attempts) for row in rows} == {("finished", 1)}
     assert {row.key for row in rows} == {path.name for path in (tmp_path / "marks").iterdir()}
     registry.close()
@@ -128,8 +128,8 @@ def test_two_jobs_at_the_same_instant_share_what_both_need(tmp_path: Path, datab
     mine, theirs = [[f"{avatar}{actor}" for avatar in "KLMNO"] for actor in "PQ"]
     assert _at_once(tmp_path, mine, theirs) == (["done"] * 5, ["done"] * 5)
     registry = open_registry(Home(tmp_path))
-    for job in ledger.list_jobs(registry):
-        for view in ledger.job_stages(registry, job.id):
+    for job in lookup.list_jobs(registry):
+        for view in lookup.job_stages(registry, job.id):
             assert (view.stage.state, view.stage.attempts) == ("finished", 1) or view.stage.job_id != job.id
     registry.close()
 

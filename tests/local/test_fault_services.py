@@ -19,7 +19,7 @@ from mlflow_files import MlflowServer
 from postgres_files import Server
 from submit_files import LIMIT, Lavatar
 
-from lavatar.platform import ledger
+from lavatar.platform import lookup
 from lavatar.platform.home import Home
 from lavatar.platform.registry import open_registry
 from lavatar.platform.tracking import connect
@@ -35,9 +35,9 @@ def finished(lavatar: Lavatar, driver: subprocess.Popen[str]) -> None:
     assert driver.returncode == 0, lavatar.errors()
     assert json.loads(out)["state"] == "finished"
     registry = open_registry(Home(lavatar.home))
-    (job,) = ledger.list_jobs(registry)
-    assert {view.stage.attempts for view in ledger.job_stages(registry, job.id)} == {1}
-    assert not [event for event in ledger.events(registry, job.id) if "resumed at" in event.text]
+    (job,) = lookup.list_jobs(registry)
+    assert {view.stage.attempts for view in lookup.job_stages(registry, job.id)} == {1}
+    assert not [event for event in lookup.events(registry, job.id) if "resumed at" in event.text]
     registry.close()
 
 

@@ -127,7 +127,7 @@ def test_the_models_draw(lavatar: Lavatar, result: dict[str, Any]) -> None:
 
 
 def test_evaluate_measures_the_same_and_logs_it(lavatar: Lavatar, result: dict[str, Any], tmp_path: Path) -> None:
-    from lavatar.platform.ledger import get_job
+    from lavatar.platform.lookup import get_job
     from lavatar.platform.registry import open_registry
     from lavatar.platform.tracking import connect
 

@@ -23,7 +23,7 @@ import s3_server
 from submit_files import LIMIT, Lavatar, descendants
 
 from lavatar.platform.home import Home
-from lavatar.platform.ledger import list_jobs
+from lavatar.platform.lookup import list_jobs
 from lavatar.platform.registry import open_registry
 
 SHORT = {

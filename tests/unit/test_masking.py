@@ -21,7 +21,7 @@ from lavatar.cluster.logs import note
 from lavatar.configs.recipe import load_recipe
 from lavatar.errors import JobError, LavatarError
 from lavatar.masking import is_secret, masked
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.home import REGISTRY_VARIABLE, TRACKING_VARIABLE, Home
 from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.sink import MlflowSinkFactory
@@ -85,7 +85,7 @@ def test_the_registry_keeps_no_password(tmp_path: Path, monkeypatch: pytest.Monk
         session.add(ledger.Stage(key="k", kind="avatar", name="n", out_dir="o", created=0.0))
     ledger.store_model(registry, "k", "model", 1, url)
     ledger.record(registry, None, f"MLflow at {url} is away", level="warning")
-    assert [row.uri for row in ledger.artefacts(registry, ["k"], "model")] == [masked(url)]
+    assert [row.uri for row in lookup.artefacts(registry, ["k"], "model")] == [masked(url)]
     registry.close()
     assert not any(b"s3cr3t" in path.read_bytes() for path in tmp_path.rglob("*.db*"))
 

@@ -11,7 +11,7 @@ import pytest
 
 from lavatar.contracts import StageKind, StageResult
 from lavatar.errors import FaceError, JobError, StageFailedError, UnknownSubjectError
-from lavatar.platform import jobs, ledger, registering
+from lavatar.platform import jobs, ledger, lookup, registering
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.planned import make_plan, stored_plan
@@ -59,9 +59,9 @@ def test_a_cancel_from_another_process_stops_the_job_and_a_second_one_changes_no
     assert ledger.cancel_job(registry, plan.job_id) is State.RUNNING
     process.join(30)
     assert process.exitcode == 130
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     assert (job.state, job.hint) == ("cancelled", f"Take it up again: lavatar jobs resume {plan.job_id}")
-    states = {view.name: view.stage.state for view in ledger.job_stages(registry, plan.job_id)}
+    states = {view.name: view.stage.state for view in lookup.job_stages(registry, plan.job_id)}
     assert (states["preprocess:A"], states["avatar:A"], states["pair:A<-B"]) == ("finished", "interrupted", "pending")
     assert ledger.cancel_job(registry, plan.job_id) is State.CANCELLED
     runner = FakeRunner()
@@ -86,7 +86,7 @@ def test_a_job_that_nobody_runs_is_cancelled_at_once(world: tuple[Home, Registry
     if seen == "failed":
         with pytest.raises(StageFailedError):
             run_job(office(home, registry, FakeRunner({"avatar": broken})), plan)
-    assert ledger.get_job(registry, plan.job_id).state == seen
+    assert lookup.get_job(registry, plan.job_id).state == seen
     assert ledger.cancel_job(registry, plan.job_id) is State.CANCELLED
 
 
@@ -108,7 +108,7 @@ def planned(world: tuple[Home, Registry], pairs: str, *overrides: str, shared: b
 def test_a_stored_job_is_planned_as_it_was_submitted(world: tuple[Home, Registry], pairs: str, shared: bool) -> None:
     home, registry = world
     plan = planned(world, pairs, "avatar_training.steps=77", shared=shared)
-    again, people = stored_plan(home, registry, ledger.get_job(registry, plan.job_id))
+    again, people = stored_plan(home, registry, lookup.get_job(registry, plan.job_id))
     assert [(s.key, s.name) for s in again.stages] == [(s.key, s.name) for s in plan.stages]
     assert again.recipe.avatar_training.steps == 77
     assert {person.name for person in people} == {*pairs} - {" "}
@@ -118,7 +118,7 @@ def test_a_job_whose_people_are_others_today_is_not_taken_up(world: tuple[Home, 
     home, registry = world
     plan = planned(world, "ab cb")
     remove_subject(registry, "b")
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     with pytest.raises(UnknownSubjectError, match="no subject 'b'"):
         stored_plan(home, registry, job)
     add_subject(registry, describe_synthetic("b", 7))
@@ -134,7 +134,7 @@ def test_a_job_of_another_lavatar_is_not_taken_up(
     plan = planned(world, "ab cd")
     monkeypatch.setattr("lavatar.platform.planning.METHOD_VERSION", {**METHOD_VERSION, StageKind.AVATAR: 99})
     with pytest.raises(JobError, match="made by another lavatar") as caught:
-        stored_plan(home, registry, ledger.get_job(registry, plan.job_id))
+        stored_plan(home, registry, lookup.get_job(registry, plan.job_id))
     assert caught.value.hint == "Submit it anew: lavatar submit --pairs FILE.yaml", "not every avatar has every actor"
 
 

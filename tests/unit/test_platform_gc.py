@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, planning, registering
+from lavatar.platform import jobs, ledger, lookup, planning, registering
 from lavatar.platform.deletion import delete_job
 from lavatar.platform.garbage import Item, freed, garbage
 from lavatar.platform.home import Home, working_in
@@ -240,7 +240,7 @@ def test_a_killed_gc_leaves_what_the_next_one_frees(world: World, monkeypatch: p
         with pytest.raises(Killed):
             item.free()
     (part,) = home.root.glob("checkpoints/.*.part")
-    assert ledger.get_stage(registry, part.name[1:65]) is None
+    assert lookup.get_stage(registry, part.name[1:65]) is None
     collect(world)
     assert not part.exists()
 
@@ -350,11 +350,11 @@ def test_runs_of_deleted_jobs_go_and_registered_models_stay(home: Path) -> None:
     tracker = Tracker(place, print)
     plan = make_plan(place)
     ledger.store_plan(registry, place, plan, "lavatar/A<-B")
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     run_id = tracker.open_job("lavatar/A<-B", job.id, None, {})
     ledger.set_run(registry, job, run_id, open_=False)
     avatar = plan.stages[2]
-    row = ledger.get_stage(registry, avatar.key)
+    row = lookup.get_stage(registry, avatar.key)
     assert row is not None
     stage_run = tracker.open_stage("lavatar/A<-B", avatar.name, None, run_id, {})
     ledger.set_run(registry, row, stage_run, open_=False)
@@ -404,4 +404,4 @@ def test_what_cannot_be_removed_is_told(world: World, lavatar: Any, monkeypatch:
     assert err.count("is not freed: ") == 5
     assert "Permission denied" in err
     monkeypatch.undo()
-    assert ledger.get_stage(registry, plan.stages[0].key) is not None, "nothing was forgotten either"
+    assert lookup.get_stage(registry, plan.stages[0].key) is not None, "nothing was forgotten either"

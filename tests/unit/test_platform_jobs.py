@@ -17,7 +17,7 @@ import pytest
 from lavatar.cluster.results import read_result, write_result
 from lavatar.contracts import Event, StageKind, StageResult
 from lavatar.errors import FaceError, Interrupted, JobError, ShardError, StageBusyError, StageFailedError, StorageError
-from lavatar.platform import execution, jobs, ledger, registering
+from lavatar.platform import execution, jobs, ledger, lookup, registering
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
@@ -61,7 +61,7 @@ def world(tmp_path: Path) -> tuple[Home, Registry]:
 
 def states(registry: Registry, plan: Plan) -> dict[str, str]:
     return {v.name.split(":")[0] + (":B" if v.name == "preprocess:B" else ""): v.stage.state
-            for v in ledger.job_stages(registry, plan.job_id)}  # fmt: skip
+            for v in lookup.job_stages(registry, plan.job_id)}  # fmt: skip
 
 
 def test_a_job_runs_in_order_and_its_report_says_all(world: tuple[Home, Registry]) -> None:
@@ -82,7 +82,7 @@ def test_a_job_runs_in_order_and_its_report_says_all(world: tuple[Home, Registry
     assert result["metrics"]["cross"]["expression"]["jaw"] == {"r": 0.7, "amplitude": None}
     assert "1 frame dropped" in report_text(result)
     json.dumps(result, allow_nan=False)
-    assert ledger.list_datasets(registry, "A")[0].summary["dropped"] == 1
+    assert lookup.list_datasets(registry, "A")[0].summary["dropped"] == 1
 
 
 def test_a_finished_job_runs_no_stage_again(world: tuple[Home, Registry]) -> None:
@@ -163,9 +163,9 @@ def test_a_failure_is_told_and_the_rest_kept(world: tuple[Home, Registry]) -> No
         "pair": "pending",
         "preview": "pending",
     }
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     assert (job.state, job.message) == ("failed", "preprocess:B failed: no face in b.mp4")
-    assert any("no face in b.mp4" in e.text for e in ledger.events(registry, plan.job_id))
+    assert any("no face in b.mp4" in e.text for e in lookup.events(registry, plan.job_id))
     again = FakeRunner()
     run_job(office(home, registry, again), plan)
     assert again.started[0] == "preprocess:B"
@@ -191,7 +191,7 @@ def broken(handle: FakeHandle) -> StageResult:
 
 
 def states_of(registry: Registry, plan: Plan) -> dict[str, str]:
-    return {view.name: view.stage.state for view in ledger.job_stages(registry, plan.job_id)}
+    return {view.name: view.stage.state for view in lookup.job_stages(registry, plan.job_id)}
 
 
 def test_a_job_of_many_pairs_makes_once_what_several_need(world: tuple[Home, Registry]) -> None:
@@ -235,12 +235,12 @@ def test_a_failure_ends_its_own_pairs_and_no_others(world: tuple[Home, Registry]
             assert after[f"preview:{pair}"] == "finished"
         elif not fails.startswith("preview"):
             assert after[f"preview:{pair}"] == "pending"
-    assert ledger.get_job(registry, plan.job_id).state == "failed"
+    assert lookup.get_job(registry, plan.job_id).state == "failed"
     again = FakeRunner()
     run_job(office(home, registry, again), plan)
     assert fails in again.started
     assert not [name for name in again.started if any(name.endswith(p) for p in {"A<-B", "A<-C", "D<-B"} - {*lost})]
-    assert ledger.get_job(registry, plan.job_id).state == "finished"
+    assert lookup.get_job(registry, plan.job_id).state == "finished"
 
 
 def test_two_failures_are_counted_and_training_for_nobody_stops(world: tuple[Home, Registry]) -> None:
@@ -284,7 +284,7 @@ def test_a_runner_that_cannot_start_leaves_nothing_running(world: tuple[Home, Re
     with pytest.raises(StorageError):
         run_job(office(home, registry, NoRoom()), plan)
     assert "running" not in states(registry, plan).values()
-    assert ledger.get_job(registry, plan.job_id).state == "failed"
+    assert lookup.get_job(registry, plan.job_id).state == "failed"
 
 
 def test_a_full_disk_is_seen_before_the_job(world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_progress_can_be_read_from_outside(world: tuple[Home, Registry]) -> None
     def train(handle: FakeHandle) -> StageResult:
         handle.emit(Event(handle.spec.name, done=5, total=50, unit="steps"))
         for _ in range(200):
-            row = ledger.get_stage(registry, handle.spec.key)
+            row = lookup.get_stage(registry, handle.spec.key)
             if row and row.done:
                 seen.append((row.done, row.total, row.unit))
                 break
@@ -323,7 +323,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_submit_goes_on(tmp_path: Path, n
     assert process.exitcode == 130
     home, registry = Home(tmp_path), open_registry(Home(tmp_path))
     plan = make_plan(home)
-    assert ledger.get_job(registry, plan.job_id).state == "interrupted"
+    assert lookup.get_job(registry, plan.job_id).state == "interrupted"
     assert states(registry, plan)["avatar"] == "interrupted"
     assert states(registry, plan)["preprocess"] == "finished"
     runner = FakeRunner()
@@ -338,12 +338,12 @@ def test_a_second_submit_is_refused_while_the_first_lives_and_takes_over_when_it
     with pytest.raises(StageBusyError, match=f"job {plan.job_id} .* is being run by process {process.pid}"):
         run_job(office(home, registry, runner), plan)
     assert runner.started == []
-    assert ledger.get_job(registry, plan.job_id).state == "running"
+    assert lookup.get_job(registry, plan.job_id).state == "running"
     process.kill()
     process.join()
     run_job(office(home, registry, runner), plan)
     assert runner.started == ["avatar:A", "pair:A<-B", "preview:A<-B"]
-    row = ledger.get_stage(registry, plan.stages[2].key)
+    row = lookup.get_stage(registry, plan.stages[2].key)
     assert row is not None
     assert (row.state, row.attempts) == ("finished", 2)
 
@@ -411,7 +411,7 @@ def test_a_job_that_was_taken_over_stops_itself(world: tuple[Home, Registry], mo
     monkeypatch.setattr(NoTracker, "end", lambda self, run_id, state: ended.append(run_id) or True)
     with pytest.raises(Exception, match="another process has taken this job over"):
         run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     assert (job.state, job.owner) == ("running", "somebody else")
     assert ended, "those of the stages before"
     assert all(run.startswith("run of preprocess:") for run in ended if run), "the others go on, elsewhere"
@@ -460,10 +460,10 @@ def test_a_stage_that_was_taken_over_ends_the_job(
 
     with pytest.raises(JobError, match="another process has taken avatar:A over"):
         run_job(office(home, registry, FakeRunner({"avatar": robbed})), plan)
-    stage = ledger.get_stage(registry, plan.stage(StageKind.AVATAR).key)
+    stage = lookup.get_stage(registry, plan.stage(StageKind.AVATAR).key)
     assert stage is not None
     assert (stage.state, stage.owner) == ("running", "somebody else")
-    assert ledger.get_job(registry, plan.job_id).state == "failed"
+    assert lookup.get_job(registry, plan.job_id).state == "failed"
 
 
 def test_a_worker_that_was_told_to_stop_interrupts_the_job(world: tuple[Home, Registry]) -> None:
@@ -475,19 +475,19 @@ def test_a_worker_that_was_told_to_stop_interrupts_the_job(world: tuple[Home, Re
     plan = make_plan(home)
     with pytest.raises(Interrupted):
         run_job(office(home, registry, FakeRunner({"avatar": stopped})), plan)
-    assert ledger.get_job(registry, plan.job_id).state == "interrupted"
+    assert lookup.get_job(registry, plan.job_id).state == "interrupted"
 
 
 def test_jobs_are_found_by_the_beginning_of_their_id(world: tuple[Home, Registry]) -> None:
     home, registry = world
     plan = make_plan(home)
     run_job(office(home, registry, FakeRunner()), plan)
-    assert ledger.get_job(registry, plan.job_id[:4]).id == plan.job_id
+    assert lookup.get_job(registry, plan.job_id[:4]).id == plan.job_id
     with pytest.raises(ledger.UnknownJobError, match="no job 'zzz'"):
-        ledger.get_job(registry, "zzz")
+        lookup.get_job(registry, "zzz")
     run_job(office(home, registry, FakeRunner()), make_plan(home, "A", "C"))
     with pytest.raises(ledger.UnknownJobError, match="begins 2 jobs"):
-        ledger.get_job(registry, "")
+        lookup.get_job(registry, "")
 
 
 def _meets_damage(handle: FakeHandle) -> StageResult:
@@ -525,11 +525,11 @@ def test_a_damaged_dataset_is_made_again_once(
     if times == 1:
         run_job(office(home, registry, runner), plan)
         assert runner.started[2:] == ["avatar:A", "pair:A<-B", "preprocess:B", "pair:A<-B", "preview:A<-B"]
-        attempts = {view.name: view.stage.attempts for view in ledger.job_stages(registry, plan.job_id)}
+        attempts = {view.name: view.stage.attempts for view in lookup.job_stages(registry, plan.job_id)}
         assert attempts["preprocess:B"] == attempts["pair:A<-B"] == 2
         assert attempts["preprocess:A"] == attempts["avatar:A"] == 1
         assert set(states(registry, plan).values()) == {"finished"}
-        texts = [event.text for event in ledger.events(registry, plan.job_id)]
+        texts = [event.text for event in lookup.events(registry, plan.job_id)]
         assert any("00001.tar has another SHA-256: preprocess:B is made again" in text for text in texts)
     else:
         with pytest.raises(StageFailedError, match=r"00001\.tar has another SHA-256"):

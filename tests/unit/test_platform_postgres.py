@@ -14,7 +14,7 @@ import pytest
 
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import StorageError
-from lavatar.platform import ledger, registry
+from lavatar.platform import ledger, lookup, registry
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner
 from lavatar.platform.registry import Registry, now, open_registry, patiently
@@ -59,7 +59,7 @@ def test_what_is_asked_while_the_server_is_away_is_done_when_it_is_back(
     assert ledger.set_progress(opened, KEY, owner, 7, 9, "steps")
     assert time.monotonic() - began > 1.5
     back.join()
-    row = ledger.get_stage(opened, KEY)
+    row = lookup.get_stage(opened, KEY)
     assert row is not None
     assert (row.state, row.owner, row.done) == (State.RUNNING, owner.id, 7)
 
@@ -96,15 +96,15 @@ def test_an_answer_that_is_lost_after_the_commit_changes_nothing(opened: Registr
     twice(lambda: ledger.claim_stage(opened, KEY, owner, "job"))
     twice(lambda: ledger.set_progress(opened, KEY, owner, 1, 2, "steps"))
     twice(lambda: ledger.end_stage(opened, KEY, owner, State.FAILED, "broken"))
-    row = ledger.get_stage(opened, KEY)
+    row = lookup.get_stage(opened, KEY)
     assert row is not None
     assert (row.attempts, row.state, row.message) == (1, State.FAILED, "broken")
     twice(lambda: ledger.claim_stage(opened, KEY, owner, "job"))
     twice(lambda: ledger.finish_stage(opened, home, spec, owner, result))
-    row = ledger.get_stage(opened, KEY)
+    row = lookup.get_stage(opened, KEY)
     assert row is not None
     assert (row.attempts, row.state, row.metrics) == (2, State.FINISHED, {"loss": 0.5})
-    assert len(ledger.artefacts(opened, [KEY], "file")) == 1
+    assert len(lookup.artefacts(opened, [KEY], "file")) == 1
 
 
 def test_a_server_that_stays_away_is_an_error(
@@ -114,7 +114,7 @@ def test_a_server_that_stays_away_is_an_error(
     server.stop("fast")
     try:
         with pytest.raises(StorageError, match="cannot be used") as caught:
-            ledger.get_stage(opened, KEY)
+            lookup.get_stage(opened, KEY)
         assert "LAVATAR_REGISTRY" in caught.value.hint
     finally:
         server.start()
@@ -127,5 +127,5 @@ def test_a_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     own.close()
     began = time.monotonic()
     with pytest.raises(StorageError):
-        ledger.list_jobs(own)
+        lookup.list_jobs(own)
     assert time.monotonic() - began < 1.0

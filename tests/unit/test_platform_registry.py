@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from lavatar.errors import JobError, LavatarError, StageBusyError, StorageError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner, heartbeat, owner_alive, process_start
 from lavatar.platform.registry import HEAD, Registry, now, open_registry, schema_revision
@@ -94,7 +94,7 @@ def test_a_failing_transaction_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         failing()
-    assert ledger.get_stage(registry, "a") is None
+    assert lookup.get_stage(registry, "a") is None
 
 
 def test_a_registry_of_a_newer_lavatar_is_refused(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_claim_finish_and_what_a_second_owner_sees(tmp_path: Path) -> None:
     with pytest.raises(StageBusyError, match=f"job job1, process {os.getpid()}"):
         ledger.claim_stage(registry, key, second, "job2")
     ledger.end_stage(registry, key, second, State.FAILED, "not mine to end")
-    row = ledger.get_stage(registry, key)
+    row = lookup.get_stage(registry, key)
     assert row is not None
     assert row.state == State.RUNNING
     assert row.attempts == 1
@@ -208,7 +208,7 @@ def test_heartbeat_renews_only_ones_own(tmp_path: Path) -> None:
     with registry.write() as session:
         session.execute(sa.update(Stage).values(lease_until=1.0))
         assert heartbeat(session, mine) == 1
-    leases = [row.lease_until or 0 for row in (ledger.get_stage(registry, k) for k in "ab") if row]
+    leases = [row.lease_until or 0 for row in (lookup.get_stage(registry, k) for k in "ab") if row]
     assert leases[0] > now()
     assert leases[1] == 1.0
 
@@ -217,7 +217,7 @@ def test_a_number_that_is_used_again_is_another_process(tmp_path: Path) -> None:
     _, registry = fresh(tmp_path)
     key, current = add_stage(registry), Owner.current()
     ledger.claim_stage(registry, key, Owner("old", current.host, os.getpid(), current.started - 500), "job1")
-    row = ledger.get_stage(registry, key)
+    row = lookup.get_stage(registry, key)
     assert row is not None
     assert not owner_alive(row)
     assert process_start(os.getpid()) == current.started
@@ -259,7 +259,7 @@ def test_never_two_owners(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert outcomes == [(15, 0)] * 3
-    row = ledger.get_stage(registry, key)
+    row = lookup.get_stage(registry, key)
     assert row is not None
     assert row.attempts == 45
 

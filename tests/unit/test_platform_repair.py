@@ -23,7 +23,7 @@ from lavatar.cluster.session import temp_of
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
 from lavatar.datasets.preprocess import DIGEST, WORK, kept_segment
-from lavatar.platform import jobs, leases, ledger, registering
+from lavatar.platform import jobs, leases, ledger, lookup, registering
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
@@ -116,12 +116,12 @@ def test_what_a_killed_driver_leaves(home: Path, plain_digest: None, lavatar: An
         assert any(line.startswith(text) and "that ran it is gone" in line for line in told)
     for text in ("'avatar:A'", f"'job {plan.job_id}'", "'job lost'"):
         assert any(f"MLflow run {text}" in line and "shown as running" in line for line in told)
-    assert ledger.get_job(registry, plan.job_id).state == "running", "looking changes nothing"
+    assert lookup.get_job(registry, plan.job_id).state == "running", "looking changes nothing"
     code, out, _ = lavatar("doctor", "--repair")
     assert code == 0
     assert out.count("mended ") == 5
     assert "goes on from its checkpoint" in out
-    assert ledger.get_job(registry, plan.job_id).state == "interrupted"
+    assert lookup.get_job(registry, plan.job_id).state == "interrupted"
     assert ledger.unended_runs(registry) == []
     client = connect(place)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -153,7 +153,7 @@ def test_another_homes_run_and_another_hosts_process_are_left(home: Path, monkey
 def test_a_run_is_not_ended_before_the_process_that_finished_its_stage_ends_it(world: World) -> None:
     """Another machine's process has ten minutes for that; one of this machine as long as it lives."""
     home, registry, plan = world
-    tracker, row = Tracker(home, print), ledger.get_stage(registry, plan.stages[2].key)
+    tracker, row = Tracker(home, print), lookup.get_stage(registry, plan.stages[2].key)
     assert row is not None
     run = tracker.open_stage("lavatar/x", row.name, None, None, {})
     ledger.set_run(registry, row, run, open_=True)
@@ -178,7 +178,7 @@ def test_a_lease_of_another_machine_ends_when_it_has_run_out(home: Path, monkeyp
     time.sleep(0.6)
     (found,) = doctor(place, repair=True)
     assert "process 1 on far that ran it gives no sign of life" in found.finding.what
-    row = ledger.get_stage(registry, "k" * 64)
+    row = lookup.get_stage(registry, "k" * 64)
     assert row is not None
     assert row.state == "interrupted"
     assert doctor(place) == []
@@ -256,7 +256,7 @@ def test_a_flipped_byte_in_a_tar_is_named_and_its_dataset_made_again(world: Worl
     (found,) = doctor(home, repair=True)
     assert found.mended
     assert sorted(path.name for path in (folder / WORK).glob("*.tar")) == ["shard-00000.tar", "shard-00002.tar"]
-    row = ledger.get_stage(registry, folder.name)
+    row = lookup.get_stage(registry, folder.name)
     assert row is not None
     assert row.state == "pending"
     assert doctor(home) == []

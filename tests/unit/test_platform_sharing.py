@@ -193,7 +193,7 @@ def test_a_stopped_network_is_taken_up_again(world: World) -> None:
 def test_a_registry_of_before_keeps_its_pairs(tmp_path: Path) -> None:
     home, registry = fresh(tmp_path)
     plan = make_plan(home)
-    from lavatar.platform import ledger
+    from lavatar.platform import ledger, lookup
 
     ledger.store_plan(registry, home, plan, "x")
     with registry.write() as session:  # back to what revision 0001 made
@@ -208,7 +208,7 @@ def test_a_registry_of_before_keeps_its_pairs(tmp_path: Path) -> None:
     registry.close()
     upgraded = open_registry(home)
     assert schema_revision(home) == HEAD
-    (pair,) = ledger.job_pairs(upgraded, plan.job_id)
+    (pair,) = lookup.job_pairs(upgraded, plan.job_id)
     assert (pair.avatar, pair.actor, pair.avatar_digest) == ("A", "B", "d")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from lavatar.contracts import StageKind, StageResult
 from lavatar.errors import JobError, StageFailedError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.modelregistry import Release, register
@@ -239,7 +239,7 @@ def test_a_job_as_mlflow_shows_it(tmp_path: Path, tracker: Tracker) -> None:
     home, registry = fresh(tmp_path)
     plan = make_plan(home, "A", "Shown")
     run_job(office(home, registry, FakeRunner({"avatar": train})), plan)
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     assert job.mlflow_run_id
     parent = tracker.client.get_run(job.mlflow_run_id)
     experiment = tracker.client.get_experiment(parent.info.experiment_id)
@@ -279,7 +279,7 @@ def test_a_killed_job_goes_on_in_the_same_runs(tmp_path: Path, tracker: Tracker)
     process.join()
     home, registry = Home(tmp_path), open_registry(Home(tmp_path))
     plan = make_plan(home, "A", "Killed")
-    before = ledger.get_stage(registry, plan.stages[2].key)
+    before = lookup.get_stage(registry, plan.stages[2].key)
     assert before is not None
     assert before.mlflow_run_id
     assert tracker.client.get_run(before.mlflow_run_id).info.status == "RUNNING"
@@ -295,12 +295,12 @@ def test_a_killed_job_goes_on_in_the_same_runs(tmp_path: Path, tracker: Tracker)
         return finish(handle)
 
     run_job(office(home, registry, FakeRunner({"avatar": go_on})), plan)
-    after = ledger.get_stage(registry, plan.stages[2].key)
+    after = lookup.get_stage(registry, plan.stages[2].key)
     assert after is not None
     assert (after.mlflow_run_id, after.attempts, seen) == (before.mlflow_run_id, 2, ["RUNNING"])
     assert curve(tracker, before.mlflow_run_id) == [(step, float(step)) for step in range(20)]
     assert tracker.client.get_run(before.mlflow_run_id).info.status == "FINISHED"
-    job = ledger.get_job(registry, plan.job_id)
+    job = lookup.get_job(registry, plan.job_id)
     assert len(tracker.client.search_runs([tracker.client.get_run(job.mlflow_run_id).info.experiment_id])) == 6
 
 
@@ -315,7 +315,7 @@ def test_the_runs_of_a_dead_job_are_ended_by_another_job(tmp_path: Path, tracker
     home, registry = Home(tmp_path), open_registry(Home(tmp_path))
     run_job(office(home, registry, FakeRunner()), make_plan(home, "C", "D"))
     dead = make_plan(home, "A", "Killed")
-    rows = [ledger.get_stage(registry, dead.stages[2].key), ledger.get_job(registry, dead.job_id)]
+    rows = [lookup.get_stage(registry, dead.stages[2].key), lookup.get_job(registry, dead.job_id)]
     assert [tracker.client.get_run(row.mlflow_run_id).info.status for row in rows if row] == ["KILLED", "KILLED"]
     assert ledger.unended_runs(registry) == []
 
@@ -330,8 +330,8 @@ def test_a_failed_stage_fails_its_run_and_the_jobs(tmp_path: Path, tracker: Trac
     plan = make_plan(home, "A", "Failed")
     with pytest.raises(StageFailedError):
         run_job(office(home, registry, FakeRunner({"pair": broken})), plan)
-    rows = [ledger.get_stage(registry, plan.stages[i].key) for i in (2, 3)]
-    job = ledger.get_job(registry, plan.job_id)
+    rows = [lookup.get_stage(registry, plan.stages[i].key) for i in (2, 3)]
+    job = lookup.get_job(registry, plan.job_id)
     statuses = [tracker.client.get_run(row.mlflow_run_id).info.status for row in [*rows, job] if row]
     assert statuses == ["FINISHED", "FAILED", "FAILED"]
 

@@ -108,7 +108,8 @@ def down(force: bool, as_json: bool) -> None:
     """End the head or node that was started here, and nothing else. Where none is, nothing changes."""
     from lavatar.cluster.head import down as stop
     from lavatar.cluster.node import has_head
-    from lavatar.platform.ledger import list_jobs, release_dead
+    from lavatar.platform.ledger import release_dead
+    from lavatar.platform.lookup import list_jobs
     from lavatar.platform.registry import open_registry
     from lavatar.platform.states import State
 

@@ -95,7 +95,7 @@ def _measure(
 
 def run_of(registry: Registry, job: str, avatar: str, actor: str | None) -> str | None:
     """The job's MLflow run; in a job of many pairs the one of this pair's preview, or of the avatar."""
-    from lavatar.platform.ledger import get_job, job_pairs, job_stages
+    from lavatar.platform.lookup import get_job, job_pairs, job_stages
 
     if len(job_pairs(registry, job)) == 1:
         return get_job(registry, job).mlflow_run_id

@@ -103,7 +103,7 @@ def warm_texts(plan: Plan) -> list[str]:
 def job_known(registry: Registry, job_id: str) -> bool:
     """Whether the job got as far as the registry."""
     from lavatar.errors import UnknownJobError
-    from lavatar.platform.ledger import get_job
+    from lavatar.platform.lookup import get_job
 
     try:
         get_job(registry, job_id)

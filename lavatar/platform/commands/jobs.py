@@ -22,7 +22,8 @@ def jobs() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """All jobs, newest first."""
-    from lavatar.platform.ledger import list_jobs, release_dead
+    from lavatar.platform.ledger import release_dead
+    from lavatar.platform.lookup import list_jobs
     from lavatar.platform.registry import open_registry
 
     registry = open_registry(Home.from_environment())
@@ -43,7 +44,8 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(job: str, as_json: bool) -> None:
     """One job: its stages, files, models and metrics. JOB may be the beginning of its id."""
-    from lavatar.platform.ledger import get_job, job_stages, release_dead
+    from lavatar.platform.ledger import release_dead
+    from lavatar.platform.lookup import get_job, job_stages
     from lavatar.platform.registry import open_registry
     from lavatar.platform.report import report, report_text
 
@@ -73,7 +75,8 @@ def show(job: str, as_json: bool) -> None:
 def logs(job: str, follow: bool, as_json: bool) -> None:
     """What happened in a job, in order."""
     from lavatar.errors import UsageError
-    from lavatar.platform.ledger import events, get_job, release_dead
+    from lavatar.platform.ledger import release_dead
+    from lavatar.platform.lookup import events, get_job
     from lavatar.platform.registry import open_registry
     from lavatar.platform.states import State
 
@@ -107,7 +110,8 @@ def cancel(job: str, as_json: bool) -> None:
 
     Cancelling a job that is cancelled or finished changes nothing.
     """
-    from lavatar.platform.ledger import cancel_job, get_job
+    from lavatar.platform.ledger import cancel_job
+    from lavatar.platform.lookup import get_job
     from lavatar.platform.registry import open_registry
     from lavatar.platform.states import State
 
@@ -152,7 +156,7 @@ def retry(job: str, detach: bool, as_json: bool) -> None:
 def delete(job: str, as_json: bool) -> None:
     """Forget a job that does not run, and its log. Files stay until `lavatar gc` frees what no other job needs."""
     from lavatar.platform.deletion import delete_job
-    from lavatar.platform.ledger import get_job
+    from lavatar.platform.lookup import get_job
     from lavatar.platform.registry import open_registry
 
     registry = open_registry(Home.from_environment())
@@ -175,7 +179,8 @@ def run(job: str) -> None:
 
 def _take_up(job: str, as_json: bool, *, detach: bool = False, but_cancelled: bool = False) -> None:
     from lavatar.platform.commands.foreground import hand_over, run_plan
-    from lavatar.platform.ledger import get_job, release_dead
+    from lavatar.platform.ledger import release_dead
+    from lavatar.platform.lookup import get_job
     from lavatar.platform.planned import stored_plan
     from lavatar.platform.registry import open_registry
     from lavatar.platform.report import report, report_text

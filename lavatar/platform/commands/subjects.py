@@ -77,7 +77,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """What is known of one person."""
-    from lavatar.platform.ledger import list_datasets
+    from lavatar.platform.lookup import list_datasets
     from lavatar.platform.subjects import get_subject, to_json
 
     registry = _registry()
