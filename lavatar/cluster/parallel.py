@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import ray
 import ray.util.scheduling_strategies
 
 from lavatar.cluster.logs import redirected
+from lavatar.cluster.memory import killed_by_ray
 from lavatar.cluster.session import OPENMP
 from lavatar.cluster.unwrap import cause_of
 from lavatar.errors import Interrupted
@@ -19,6 +21,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 POLL_SECONDS = 0.3
+MEMORY_TRIES = 5
+"""How often an item is tried again whose process Ray killed for want of memory, after 1, 2, 4… seconds."""
 
 
 class RayMap:
@@ -40,28 +44,42 @@ class RayMap:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         remote = ray.remote(num_cpus=self._cpus, max_retries=2, retry_exceptions=False)(_call)
         remote = remote.options(name=name, scheduling_strategy=self._where)
-        pending: deque[Any] = deque()
+        pending: deque[tuple[Any, Any, int]] = deque()  # item, its task, times it was tried again
         todo = iter(items)
         try:
             while True:
                 while len(pending) <= self._ahead and (item := next(todo, _END)) is not _END:
-                    pending.append(remote.remote(function, item, self._log, self._cpus))
+                    pending.append((item, remote.remote(function, item, self._log, self._cpus), 0))
                 if not pending:
                     return
-                self._wait(pending[0])
+                self._wait(pending[0][1])
+                item, reference, again = pending.popleft()
                 try:
-                    result = ray.get(pending.popleft())
+                    result = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    raise cause_of(error, self._log) from error
+                    if not killed_by_ray(error) or again == MEMORY_TRIES:
+                        raise cause_of(error, self._log) from error
+                    self._rest(2.0**again)
+                    pending.appendleft((item, remote.remote(function, item, self._log, self._cpus), again + 1))
+                    continue
                 yield result
         finally:
-            for reference in pending:
+            for _, reference, _ in pending:
                 ray.cancel(reference, force=True)  # a process stopped in the middle of an import must not be used again
+
+    def _rest(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            self._heed()
 
     def _wait(self, reference: Any) -> None:
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
-            if self._cancelled():
-                raise Interrupted("preprocessing was stopped", "Repeat the command to start it again.")
+            self._heed()
+
+    def _heed(self) -> None:
+        if self._cancelled():
+            raise Interrupted("preprocessing was stopped", "Repeat the command to start it again.")
 
 
 _END = object()

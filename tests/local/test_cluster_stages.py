@@ -23,7 +23,7 @@ from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.configs.recipe import Recipe
 from lavatar.configs.resources import ResourcesConfig, StageResources
 from lavatar.contracts import Event, StageKind, StageResult, StageSpec, VideoSource
-from lavatar.errors import ConfigError, Interrupted, StageFailedError, TrainingError, VideoError
+from lavatar.errors import ConfigError, Interrupted, OutOfMemoryError, StageFailedError, TrainingError, VideoError
 from lavatar.training.checkpoint import latest
 
 
@@ -140,6 +140,35 @@ def test_nodes_that_share_no_disk_get_whole_preprocessings(
     bound = RayMap(1, tmp_path / "log", lambda: False, ahead=2, here=True)
     assert set(bound(_node, range(4))) == {own}
     assert (bound._where.node_id, bound._where.soft) == (own, False)
+
+
+def _short_of_memory(item: tuple[Path, int]) -> int:
+    """Says what Ray says of a task that it killed, as often as the number."""
+    import ray
+
+    folder, times = item
+    mark = folder / f"{times}-{len(list(folder.glob(f'{times}-*')))}"
+    if len(list(folder.glob(f"{times}-*"))) < times:
+        mark.touch()
+        raise ray.exceptions.OutOfMemoryError("killed")
+    return times
+
+
+def test_an_item_that_ray_killed_for_want_of_memory_is_tried_again(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others keep their places; what is killed again and again ends as a clear error."""
+    import ray
+
+    from lavatar.cluster import parallel
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(parallel, "MEMORY_TRIES", 2)
+    items = [(tmp_path, times) for times in (0, 2, 1)]
+    mapped = parallel.RayMap(1, tmp_path / "log", lambda: False, ahead=2)
+    assert list(mapped(_short_of_memory, items)) == [0, 2, 1]
+    with pytest.raises(OutOfMemoryError, match="Ray killed"):
+        list(mapped(_short_of_memory, [(tmp_path, 3)]))
 
 
 def _linger(folder: Path) -> None:
