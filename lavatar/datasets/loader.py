@@ -250,8 +250,9 @@ class FrameStore:
         """The frames of `indices` as a batch, decoded by a few threads where they are not cached."""
         wanted = [int(i) for i in indices]
         if self._threads > 1 and any(i not in self._cache for i in wanted):
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+            with self._lock:  # pictures are made while another thread makes the next batch
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             resolved = list(self._pool.map(self.resolve, wanted))
         else:
             resolved = [self.resolve(i) for i in wanted]
