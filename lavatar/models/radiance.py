@@ -20,11 +20,6 @@ def encode_direction(direction_BR3: Tensor, frequencies: int) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def points_first(x_BCP: Tensor) -> bool:
-    """Whether points are kept as rows in memory."""
-    return x_BCP.is_cuda
-
-
 class PointLinear(nn.Linear):
     """A linear layer on channel-first points: B×C×P → B×O×P, so that the tri-plane's output needs no transposition.
 
@@ -34,7 +29,7 @@ class PointLinear(nn.Linear):
     """
 
     def forward(self, x_BCP: Tensor) -> Tensor:
-        if points_first(x_BCP):
+        if x_BCP.is_cuda:
             return F.linear(x_BCP.mT, self.weight, self.bias).mT
         B = x_BCP.shape[0]
         return torch.baddbmm(self.bias[:, None].expand(B, -1, 1), self.weight.expand(B, -1, -1), x_BCP)
