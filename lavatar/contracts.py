@@ -7,6 +7,7 @@ Shapes, axes and units are fixed in docs/CONVENTIONS.md.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -27,6 +28,15 @@ MOST_SIDE = 4096
 
 MOST_RATE = 480.0
 """Frames a second of a video: no face needs more."""
+
+TIMING, SYSTEM = "timing/", "system/"
+"""Parts of the names of curves of speed, and of what the machine does."""
+
+
+def measures_time(name: str) -> bool:
+    """Whether a curve or figure says how fast something went, or on what machine: no two runs have it alike."""
+    parts = re.split(r"[/.]", name)
+    return bool({TIMING[:-1], SYSTEM[:-1]} & set(parts[:-1])) or parts[-1] in ("seconds", "first_step")
 
 
 class Split(StrEnum):

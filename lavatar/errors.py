@@ -88,6 +88,10 @@ class ShardError(DataError):
     """A damaged tar, sample or manifest; the message names shard and key."""
 
 
+class ObjectError(DataError):
+    """An object of the store is damaged or missing; the message names it."""
+
+
 class WeightsError(LavatarError):
     """A pretrained file is missing or has another checksum; the hint is the command that gets it."""
 

@@ -8,6 +8,10 @@ drops out.
 The order: higher priority first; among equals the job with the least dominant share (Ghodsi et al., Dominant Resource
 Fairness, NSDI 2011); then whoever waits longest. What does not fit lets others pass, for PATIENCE_SECONDS: then the
 resources that it lacks are kept free for it.
+
+A GPU that becomes free must not wait for a driver to notice, nor for processes to start: of the stages that take one
+GPU or less some are started AHEAD of their turn, and wait in Ray for the next GPU. While a stage of more GPUs is ready
+none are, for they would take what it waits for.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from dataclasses import dataclass, field
 from lavatar.cluster.resources import Demand, Machine
 
 PATIENCE_SECONDS = 60.0
+AHEAD = 8
+"""One GPU more in so many may be given away, with its part of the cluster's CPUs and memory."""
 FORGET_SECONDS = 20.0
 """After so long without a word a driver is gone."""
 MACHINE_SECONDS = 1.0
@@ -88,6 +94,7 @@ class Queue:
         total = self._total(now)
         free = total - sum((driver.held for driver in self._drivers.values()), Demand())
         held = {name: driver.held for name, driver in self._drivers.items()}
+        ahead = self._ahead(total)
         granted: dict[str, Counter[int]] = {name: Counter() for name in self._drivers}
         open_entries = {name: list(range(len(driver.ready))) for name, driver in self._drivers.items()}
         while names := [name for name, entries in open_entries.items() if entries]:
@@ -96,7 +103,7 @@ class Queue:
             demand, count = driver.ready[entry]
             if granted[name][entry] >= count:
                 open_entries[name].pop(0)
-            elif demand.within(free):
+            elif demand.within(free) or (demand.gpus and demand.gpus <= 1 and demand.within(free + ahead)):
                 granted[name][entry] += 1
                 free, held[name] = free - demand, held[name] + demand
             else:
@@ -104,6 +111,15 @@ class Queue:
                 if now - driver.waits_since[demand] > PATIENCE_SECONDS and demand.within(total):
                     free -= demand
         return granted
+
+    def _ahead(self, total: Demand) -> Demand:
+        """What may be given beyond `total` to stages of one GPU or less."""
+        ready = [demand for driver in self._drivers.values() for demand, _ in driver.ready]
+        gpus = total.gpus // AHEAD
+        if not gpus or any(demand.gpus > 1 and demand.within(total) for demand in ready):
+            return Demand()
+        part = gpus / total.gpus
+        return Demand(part * total.cpus, gpus, part * total.memory_gb)
 
     def _rank(self, name: str, held: Demand, total: Demand, now: float) -> tuple[float, float, float]:
         driver = self._drivers[name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from lavatar.cluster.results import write_result
 from lavatar.cluster.store import TRAINED, earlier_result, fetch_inputs, open_store, with_videos
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import (
+    TIMING,
     Event,
     EventSink,
     MetricSinkFactory,
@@ -67,7 +69,7 @@ def stopped(spec: StageSpec) -> Interrupted:
 def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body] | None = None) -> StageResult:
     """Runs the stage and marks it as finished, here and in the store; one that was finished before is not run again.
 
-    Raises ShardError where a dataset that it reads is damaged.
+    Raises ShardError where a dataset that it reads is damaged, ObjectError where something that the store has is.
     """
     store = open_store(spec.home, partial(note, log_path(spec)))
     kept = earlier_result(spec, store)
@@ -90,8 +92,10 @@ def preprocess_body(spec: StageSpec, context: Context) -> StageResult:
 
     (source,) = spec.sources.values()
     config = Recipe.model_validate(spec.recipe).preprocess
-    events = Heeding(spec, context)
-    manifest = preprocess(source, config, spec.out_dir, parallel=context.parallel, events=events, stage=spec.name)
+    events, began = Heeding(spec, context), time.monotonic()
+    with closing(context.metrics() if context.metrics else NullSink()) as metrics:
+        manifest = preprocess(source, config, spec.out_dir, parallel=context.parallel, events=events, stage=spec.name)
+        metrics.log_metrics(0, {f"{TIMING}frames_per_second": manifest.frames / (time.monotonic() - began)})
     figures: dict[str, Any] = {
         "frames": manifest.frames,
         "train": manifest.train,
@@ -151,9 +155,7 @@ def preview_body(spec: StageSpec, context: Context) -> StageResult:
     from lavatar.inference.preview import make_preview
 
     _require_data(spec)
-    with ExitStack() as stack:
-        metrics = context.metrics() if context.metrics else NullSink()
-        stack.callback(metrics.close)
+    with closing(context.metrics() if context.metrics else NullSink()) as metrics:
         return make_preview(spec, Heeding(spec, context), metrics, context.device)
 
 

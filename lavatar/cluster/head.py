@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from lavatar.cluster import node, session
-from lavatar.cluster.node import LOOPBACK
 from lavatar.cluster.node import processes as _processes
+from lavatar.cluster.session import LOOPBACK
 from lavatar.errors import JobError, UsageError
 
 PORT, DASHBOARD_PORT = 6379, 8265
@@ -136,16 +136,22 @@ def running_here(home: Path) -> bool:
 
 def nodes(home: Path, head: Head) -> list[dict[str, Any]]:
     """What the cluster consists of: each node's address, whether it is the head, whether it is alive, its resources."""
-    found = request(home, head, "/api/v0/nodes?detail=true")["data"]["result"]["result"]
+    found = _part(request(home, head, "/api/v0/nodes?detail=true"), "data", "result", "result")
     return [
         {
-            "address": one["node_ip"],
+            "address": str(_part(one, "node_ip")),
             "head": bool(one.get("is_head_node")),
-            "alive": one["state"] == "ALIVE",
-            "resources": one.get("resources_total") or {},
+            "alive": _part(one, "state") == "ALIVE",
+            "resources": _numbers(one.get("resources_total")),
         }
-        for one in found
+        for one in (found if isinstance(found, list) else [])
     ]
+
+
+def _numbers(answer: Any) -> dict[str, float]:
+    """Those of an object's values that are numbers."""
+    found = answer if isinstance(answer, dict) else {}
+    return {str(name): value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def wait_for(home: Path, head: Head, count: int, seconds: float = node.START_SECONDS) -> None:
@@ -162,12 +168,54 @@ def wait_for(home: Path, head: Head, count: int, seconds: float = node.START_SEC
 
 def submit(home: Path, head: Head, submission_id: str, entrypoint: str, environment: Mapping[str, str]) -> str:
     """Hands a command to Ray's Jobs API, under `submission_id`, or that and a number if it was used before."""
-    number, name = 1, submission_id
-    while _known(home, head, name):
-        number += 1
-        name = f"{submission_id}-{number}"
+    name = _name(submission_id, len(submissions(home, head, submission_id)) + 1)
     body = {"entrypoint": entrypoint, "submission_id": name, "runtime_env": {"env_vars": dict(environment)}}
-    return str(request(home, head, "/api/jobs/", body)["submission_id"])
+    try:
+        return str(_part(request(home, head, "/api/jobs/", body), "submission_id"))
+    except JobError:
+        if any(one.going for one in submissions(home, head, submission_id)):  # another command was quicker
+            return name
+        raise
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What Ray's Jobs API knows of a command that was handed to it."""
+
+    name: str
+    status: str
+    message: str
+
+    @property
+    def going(self) -> bool:
+        """Whether Ray still begins or runs it."""
+        return self.status in ("PENDING", "RUNNING")
+
+
+def submissions(home: Path, head: Head, submission_id: str) -> list[Submission]:
+    """All under that id, the newest last. Raises JobError."""
+    found: list[Submission] = []
+    while True:
+        name = _name(submission_id, len(found) + 1)
+        try:
+            answer = request(home, head, f"/api/jobs/{name}")
+        except _Refused:
+            return found
+        message = answer.get("message") if isinstance(answer, dict) else ""
+        found.append(Submission(name, str(_part(answer, "status")), str(message or "").strip()))
+
+
+def _name(submission_id: str, number: int) -> str:
+    return submission_id if number == 1 else f"{submission_id}-{number}"
+
+
+def _part(answer: Any, *names: str) -> Any:
+    """What an answer has under these names, one below the other. Raises JobError where it has not."""
+    for name in names:
+        if not isinstance(answer, dict) or name not in answer:
+            raise JobError(f"Ray's dashboard gave an answer without {name!r}", "See what listens at its address.")
+        answer = answer[name]
+    return answer
 
 
 def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
@@ -178,7 +226,7 @@ def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
     try:
         with _DIRECT.open(urllib.request.Request(head.dashboard + path, data, headers), timeout=30) as answer:
             return json.loads(answer.read())
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError, RecursionError) as error:
         detail = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
         refused = _Refused if isinstance(error, urllib.error.HTTPError) and error.code == 404 else JobError
         raise refused(
@@ -215,14 +263,6 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NotFollo
 
 class _Refused(JobError):
     """There is no such thing."""
-
-
-def _known(home: Path, head: Head, submission_id: str) -> bool:
-    try:
-        request(home, head, f"/api/jobs/{submission_id}")
-    except _Refused:
-        return False
-    return True
 
 
 def _wait_for_jobs_api(home: Path, head: Head) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 from lavatar.cluster import session
 from lavatar.errors import JobError, UsageError
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 FOLDER = "c"
@@ -29,7 +28,7 @@ MAINS = ("gcs_server", "raylet")
 def start(home: Path, options: list[str], host: str, cpus: int | None, gpus: int | None) -> Path:
     """`ray start` at the address `host`, with our folder and limits; the token is the environment's. Returns Ray's
     folder. Raises JobError."""
-    loopback = host == LOOPBACK
+    loopback = host == session.LOOPBACK
     folder = (session.private_folder if loopback else session.stand_in)(home)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--temp-dir={folder / FOLDER}"]
     command += ["--disable-usage-stats", "--dashboard-agent-listen-port=0"]
@@ -37,7 +36,8 @@ def start(home: Path, options: list[str], host: str, cpus: int | None, gpus: int
     command += [f"--num-cpus={cpus or len(os.sched_getaffinity(0))}"]
     command += [f"--object-store-memory={session.OBJECT_STORE_BYTES}"]
     command += [f"--num-gpus={gpus}"] if gpus is not None else []
-    environment = {**_network(host), **os.environ, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {})}
+    here = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {}
+    environment = {**session.network(host), **os.environ, **here}
     log = folder / "cluster.log"
     with log.open("wb") as stream:
         try:
@@ -135,15 +135,6 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, candidate))
             return candidate
     raise JobError(f"no port from {port} to {port + 49} is free at {host or 'this machine'}", "End what listens there.")
-
-
-def _network(host: str) -> dict[str, str]:
-    """Training processes of several machines meet on the network of `host`. Without this Gloo takes the address that
-    the machine's name resolves to, which on Debian is one of loopback."""
-    import psutil
-
-    found = [name for name, every in psutil.net_if_addrs().items() if any(one.address == host for one in every)]
-    return {"GLOO_SOCKET_IFNAME": found[0]} if found else {}
 
 
 def folders(home: Path) -> list[Path]:

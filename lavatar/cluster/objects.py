@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lavatar.errors import ConfigError, DataError, StorageError
+from lavatar.errors import ConfigError, DataError, ObjectError, StorageError
 from lavatar.training.files import file_digest, storage_errors
 
 T = TypeVar("T")
@@ -42,8 +42,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "file": {"auto_mkdir": True},
 }
+TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500  # HTTP
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _FOR_GOOD = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+_WRITE = "Write s3://BUCKET/PREFIX or file:///FOLDER, or unset it."
 _HINT = (
     f"Check {STORE_VARIABLE}, that bucket and network are there, and the credentials in the environment (S3: AWS_…). "
     "Then submit again: what was finished is kept."
@@ -105,8 +107,8 @@ class ObjectStore:
             return dict(pool.map(put, names))
 
     def get_tree(self, prefix: str, sums: Sums, folder: Path, way_out: str) -> None:
-        """The objects under `prefix` as files of a folder. Raises DataError for a damaged one, whose hint is `way_out`,
-        StorageError."""
+        """The objects under `prefix` as files of a folder. Raises ObjectError for a damaged or missing one, whose hint
+        is `way_out`, DataError for a name that leads out of the folder, StorageError."""
         for name in sums:
             inside = PurePosixPath(name)
             if inside.is_absolute() or ".." in inside.parts:
@@ -125,12 +127,12 @@ class ObjectStore:
             try:
                 self.get(name, file)
             except FileNotFoundError:
-                raise DataError(f"{self.url}/{name} is missing", way_out) from None
+                raise ObjectError(f"{self.url}/{name} is missing", way_out) from None
             found = file_digest(file)
             if found == wanted:
                 return
             self._say(f"{self.url}/{name} came with SHA-256 {found[:12]}…, wanted {wanted[:12]}…: fetched again")
-        raise DataError(
+        raise ObjectError(
             f"{self.url}/{name} is damaged: its SHA-256 is {found[:12]}…, wanted {wanted[:12]}…, {READS} times", way_out
         )
 
@@ -163,26 +165,39 @@ def reason(error: Exception) -> str:
 
 def _open(url: str) -> tuple[Any, str]:
     """fsspec's file system for the URL, and the path in it. Raises ConfigError."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{STORE_VARIABLE} is not an address: {error}", _WRITE) from None
     if parts.password or "@" in parts.netloc:
         raise ConfigError(
             f"{STORE_VARIABLE} holds credentials", "Leave them out of the address: they are read from the environment."
         )
     if not parts.scheme or "://" not in url:
-        raise ConfigError(
-            f"{STORE_VARIABLE}={url!r} is not an address", "Write s3://BUCKET/PREFIX or file:///FOLDER, or unset it."
-        )
+        raise ConfigError(f"{STORE_VARIABLE}={url!r} is not an address", _WRITE)
     import fsspec
 
     try:
+        if parts.scheme == "s3":
+            _repeat_parts()
         files, root = fsspec.core.url_to_fs(url, **_OPTIONS.get(parts.scheme, {}))
     except ImportError as error:
         raise ConfigError(
             f"{STORE_VARIABLE}={url!r} needs a package that is not here: {reason(error)}",
             "For S3: pip install 'lavatar[s3]'",
         ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{STORE_VARIABLE}={url!r} cannot be used: {reason(error)}", "Write s3://BUCKET/PREFIX or file:///FOLDER."
-        ) from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{STORE_VARIABLE}={url!r} cannot be used: {reason(error)}", _WRITE) from error
     return files, str(root)
+
+
+def _repeat_parts() -> None:
+    """A large file goes to S3 in parts: one that the server refuses for the moment is sent again by itself."""
+    from s3fs.core import set_custom_error_handler
+
+    def passes(error: Exception) -> bool:
+        answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+        status = int(answer.get("HTTPStatusCode", 0))
+        return status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
+
+    set_custom_error_handler(passes)

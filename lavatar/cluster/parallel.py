@@ -26,15 +26,24 @@ MEMORY_TRIES = 5
 
 
 class RayMap:
-    """map() whose calls are Ray tasks of `cpus` each; at most `ahead` are submitted beyond the one waited for.
+    """map() whose calls are Ray tasks of `cpus` and `memory_gb` each; at most `ahead` are submitted beyond the one
+    that is waited for.
 
     `here`: on this node alone, for it shares no disk with others.
     """
 
     def __init__(
-        self, cpus: float, log: Path, cancelled: Callable[[], bool], ahead: int, *, here: bool = False
+        self,
+        cpus: float,
+        log: Path,
+        cancelled: Callable[[], bool],
+        ahead: int,
+        *,
+        here: bool = False,
+        memory_gb: float = 0.0,
     ) -> None:
         self._cpus, self._log, self._cancelled, self._ahead = cpus, log, cancelled, max(1, ahead)
+        self._memory = memory_gb * 2**30 or None
         self._where: Any = "DEFAULT"
         if here:
             node = ray.get_runtime_context().get_node_id()
@@ -43,7 +52,7 @@ class RayMap:
     def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         remote = ray.remote(num_cpus=self._cpus, max_retries=2, retry_exceptions=False)(_call)
-        remote = remote.options(name=name, scheduling_strategy=self._where)
+        remote = remote.options(memory=self._memory, name=name, scheduling_strategy=self._where)
         pending: deque[tuple[Any, Any, int]] = deque()  # item, its task, times it was tried again
         todo = iter(items)
         try:

@@ -6,6 +6,7 @@ noted. What else cannot be placed is refused, with the reason.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,9 +58,8 @@ class Machine:
 
     def fits(self, cpus: float, gpus: float, memory_gb: float) -> int:
         """How many workers of that size there is room for."""
-        wanted = (cpus, gpus, memory_gb)
         return sum(
-            min(int(there / each + 1e-9) for there, each in zip(_amounts(node), wanted, strict=True) if each)
+            min(_times(node.cpus, cpus), _on_gpus(node.gpus, gpus), _times(node.memory_gb, memory_gb))
             for node in self.nodes
         )
 
@@ -79,12 +79,23 @@ class Demand:
         return Demand(self.cpus - other.cpus, self.gpus - other.gpus, self.memory_gb - other.memory_gb)
 
     def within(self, free: Demand) -> bool:
-        """Whether `free` has room for it."""
-        return all(wanted <= there + 1e-6 for wanted, there in zip(_amounts(self), _amounts(free), strict=True))
+        """Whether `free` has room for it: of what it does not want there may be less than nothing."""
+        pairs = zip(_amounts(self), _amounts(free), strict=True)
+        return all(not wanted or wanted <= there + 1e-6 for wanted, there in pairs)
 
     def share(self, total: Demand) -> float:
         """The dominant share: the largest part that it takes of any resource (Ghodsi et al., NSDI 2011)."""
         return max(part / whole if whole else 0.0 for part, whole in zip(_amounts(self), _amounts(total), strict=True))
+
+
+def _times(there: float, each: float) -> int:
+    """How often `each` goes into what is there; without end where nothing is wanted."""
+    return int(there / each + 1e-9) if each else sys.maxsize
+
+
+def _on_gpus(there: float, each: float) -> int:
+    """The same of GPUs: a part of one does not lie on two."""
+    return int(there) * _times(1.0, each) if 0 < each < 1 else _times(there, each)
 
 
 def _amounts(of: Node | Demand) -> tuple[float, float, float]:
@@ -114,6 +125,10 @@ def share_of(wanted: StageResources, machine: Machine, section: str = "STAGE") -
     """
     notes = []
     where = f"resources.{section}"
+    if not machine.cpus:
+        raise PlacementError(
+            "no node of the cluster has a CPU for jobs", "Wait until its nodes are up: lavatar cluster status --wait N"
+        )
     cpus, gpus = min(wanted.cpus, machine.cpus), wanted.gpus
     if gpus and not machine.gpus:
         notes.append(f"{gpus:g} GPUs wanted, the cluster has none: on CPUs")

@@ -9,6 +9,8 @@ from lavatar.contracts import StageResult, StageSpec
 from lavatar.training.files import file_digest, write_json
 
 NAME = "result.json"
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError)
+"""What is raised by JSON from outside that is none, is nested too deeply, or holds something else than was expected."""
 
 
 def read_result(spec: StageSpec) -> StageResult | None:
@@ -31,7 +33,7 @@ def parse_result(spec: StageSpec, text: bytes) -> StageResult | None:
         if not isinstance(metrics, dict) or not all(_inside(path, spec.out_dir) for path in artefacts.values()):
             return None
         return StageResult(artefacts, metrics, notes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+    except (OSError, *UNREADABLE):
         return None
 
 
@@ -49,7 +51,7 @@ def whole(path: Path) -> bool:
         weights = json.loads(config.read_text()).get("weights", {})
         file = path / weights["file"] if weights else config
         return _inside(file, path) and (not weights or file_digest(file) == weights["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+    except (OSError, *UNREADABLE):
         return False
 
 

@@ -21,7 +21,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from lavatar.errors import JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
 SOCKET_NAME = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+LOOPBACK = "127.0.0.1"
 STARTS = 2  # Ray gives itself 30 seconds, which an overloaded machine may miss
 OBJECT_STORE_BYTES = 160 * 2**20
 """Stages hand each other paths, not pictures; the store only carries work lists."""
@@ -115,7 +116,7 @@ def _init(temp: Path, options: dict[str, Any]) -> Any:
     """ray.init of a local Ray with its files in `temp`."""
     import ray
 
-    with _loopback_only(), _sigterm_kept(), _out_of_our_group():
+    with _loopback_only(), _sigterm_kept(), _out_of_our_group(), _inherited(network(LOOPBACK)):
         return ray.init(
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
@@ -124,6 +125,17 @@ def _init(temp: Path, options: dict[str, Any]) -> Any:
             _temp_dir=str(temp),
             **options,
         )
+
+
+def network(host: str) -> dict[str, str]:
+    """What training processes read to meet at the address `host` of this machine, and to listen nowhere else.
+
+    Without it Gloo takes the address that the machine's name resolves to, which on Debian is one of loopback.
+    """
+    import psutil
+
+    found = [name for name, every in psutil.net_if_addrs().items() if any(one.address == host for one in every)]
+    return {"GLOO_SOCKET_IFNAME": found[0]} if found else {}
 
 
 def attach(home: Path, address: str) -> Session:
@@ -266,6 +278,18 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """What is started meanwhile has these variables, unless they are set already."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

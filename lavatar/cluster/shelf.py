@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +22,15 @@ import torch
 
 from lavatar.cluster.logs import log_path, note
 from lavatar.cluster.objects import Sums, reason
+from lavatar.cluster.results import UNREADABLE
 from lavatar.cluster.store import Store, fetch_inputs, open_store
 from lavatar.contracts import Event, EventSink, StageSpec
 from lavatar.errors import DataError, LavatarError
 from lavatar.training import checkpoint as checkpoints
 from lavatar.training.engine import Engine
 from lavatar.training.files import storage_errors
+
+_STEP = re.compile(r"step-([0-9]{8,12})")
 
 
 class Shelf:
@@ -150,7 +154,7 @@ class Shelf:
     def _steps(self, store: Store, folder: Path) -> list[int]:
         """The checkpoints in the store, unfinished ones too, the newest first."""
         names = store.objects.names(self._place(folder))
-        return sorted((int(n.removeprefix("step-")) for n in names if n.removeprefix("step-").isdigit()), reverse=True)
+        return sorted((int(found[1]) for name in names if (found := _STEP.fullmatch(name))), reverse=True)
 
     def _place(self, folder: Path) -> str:
         return f"stages/{self._spec.key}/checkpoints/{folder.name}"
@@ -174,7 +178,7 @@ def _sums(marker: bytes, where: str) -> Sums:
     try:
         files = json.loads(marker)["files"]
         return {str(name): {"sha256": str(each["sha256"]), "bytes": int(each["bytes"])} for name, each in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{where}/{checkpoints.MARKER} is damaged: {error}", f"Remove {where}.") from None
 
 

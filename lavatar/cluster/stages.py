@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -216,7 +217,7 @@ class RayHandle:
         self._ray, self._spec, self._mailbox, self._runner = ray, spec, mailbox, runner
         self.ended, self._ran_out = False, False
         ray.get(mailbox.begin.remote(spec.key))
-        self._task = ray.remote(_run_stage).options(**_options(spec, share))
+        self._task = _stage_task().options(**_options(spec, share))
         self._arguments = (spec, metrics, mailbox, share, bodies)
         self._reference = self._task.remote(*self._arguments)
 
@@ -286,6 +287,14 @@ def _options(spec: StageSpec, share: Share) -> dict[str, Any]:
     return options
 
 
+@functools.cache
+def _stage_task() -> Any:
+    """`_run_stage` as Ray takes it. Made once: Ray brings each one that is made to every process anew."""
+    import ray
+
+    return ray.remote(_run_stage)
+
+
 def _run_stage(
     spec: StageSpec,
     metrics: MetricSinkFactory | None,
@@ -314,7 +323,7 @@ def _run_stage(
         if spec.kind not in TRAINED:
             limit_threads(share.cpus)
         ahead, alone = 2 * _slots(share.cpus), open_store(spec.home) is not None
-        parallel = RayMap(share.cpus, log, post.cancelled, ahead, here=alone)
+        parallel = RayMap(share.cpus, log, post.cancelled, ahead, here=alone, memory_gb=share.memory_gb)
         device = "cuda" if share.gpus and spec.kind is StageKind.PREVIEW else "cpu"
         return run_body(spec, Context(post, post.cancelled, metrics, parallel, train, device), bodies)
 

@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 
 from lavatar.cluster.objects import STORE_VARIABLE, ObjectStore, Sums
 from lavatar.cluster.plans import RELEASE
-from lavatar.cluster.results import NAME, parse_result, read_result, whole
+from lavatar.cluster.results import NAME, UNREADABLE, parse_result, read_result, whole
 from lavatar.contracts import Event, EventSink, StageKind, StageResult, StageSpec, VideoSource
-from lavatar.errors import DataError, StorageError
+from lavatar.errors import ObjectError, StorageError
 from lavatar.training.files import exclusive, storage_errors
 
 TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
@@ -35,6 +35,7 @@ INDEX, FILES = "index.json", "files"
 MARKERS = ("manifest.json", "config.json", NAME)
 """Written last in the folders that stages leave: a dataset, a released model, a preview."""
 QUESTIONS = 16  # at once
+_AGAIN = "Submit again: it is made anew, or stored by who has it."
 
 
 class Store:
@@ -90,18 +91,21 @@ class Store:
             found |= {key for key, is_done in zip(unknown, pool.map(done, unknown), strict=True) if is_done}
         return wanted & found
 
+    def ask_again(self, keys: Iterable[str]) -> None:
+        """What is known of these stages is forgotten: another process found them damaged."""
+        self._found.get(self.objects.url, set()).difference_update(keys)
+
     def size_of(self, key: str) -> int:
         """Bytes of the stage's files; 0 if there are none, or nobody knows."""
         try:
             files = json.loads(self.objects.read(f"stages/{key}/{INDEX}") or b"{}").get("files", {})
             return sum(int(each["bytes"]) for each in files.values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             return 0
 
     def forget(self, key: str) -> None:
         """The stage and its files are removed; first what says that it is finished. Raises StorageError."""
-        self._found.get(self.objects.url, set()).discard(key)
-        self.objects.remove(f"stages/{key}/{NAME}")
+        self._withdraw(key)
         self.objects.remove(f"stages/{key}")
 
     def read(self, file: Path) -> bytes | None:
@@ -112,8 +116,8 @@ class Store:
     def fetch(self, folder: Path) -> int:
         """A stage's folder, or one in it, from the store, where it is not on this disk; how many bytes that were.
 
-        Stages of one node that need the same wait for each other. Raises DataError where the store does not have it
-        or has it damaged, StorageError.
+        Stages of one node that need the same wait for each other. Raises ObjectError where the store does not have
+        it or has it damaged: then the stage counts as finished no more. StorageError.
         """
         if there(folder):
             return 0
@@ -121,20 +125,22 @@ class Store:
         with self.locked(key):
             if there(folder):
                 return 0
-            sums = self._sums(key, part)
             partial = folder.with_name(f".{folder.name}.fetch.part")
             try:
+                sums = self._sums(key, part)
                 with storage_errors(folder):
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)
-                self.objects.get_tree(f"stages/{key}/{FILES}/{part}".rstrip("/"), sums, partial, self._anew(key))
+                self.objects.get_tree(f"stages/{key}/{FILES}/{part}".rstrip("/"), sums, partial, _AGAIN)
                 if not part:
                     (partial / NAME).write_bytes(self.objects.read(f"stages/{key}/{NAME}") or b"")
                 with storage_errors(folder):
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(partial, folder)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(partial, ignore_errors=True)
+                if isinstance(error, ObjectError):
+                    self._withdraw(key)
                 raise
         return sum(int(each["bytes"]) for each in sums.values())
 
@@ -147,7 +153,7 @@ class Store:
             self.objects.put_tree(source.path.parent, [source.path.name], folder)
 
     def fetch_video(self, source: VideoSource) -> VideoSource:
-        """The source with its file on this disk. Raises DataError, StorageError."""
+        """The source with its file on this disk. Raises ObjectError, StorageError."""
         if source.path is None or not source.digest or source.path.exists():
             return source
         folder, name = self._home / "videos" / source.digest, source.path.name
@@ -174,9 +180,9 @@ class Store:
         text = self.objects.read(name)
         where = f"{self.objects.url}/{name}"
         if text is None:
-            raise DataError(
+            raise ObjectError(
                 f"what stage {key[:12]} left is neither on this disk nor in the store: there is no {where}",
-                self._anew(key),
+                _AGAIN,
             )
         begin = f"{part}/" if part else ""
         try:
@@ -184,14 +190,16 @@ class Store:
             sums = {n.removeprefix(begin): dict(each) for n, each in files.items() if n.startswith(begin)}
             for each in sums.values():
                 str(each["sha256"]), int(each["bytes"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{where} is damaged: {error}", self._anew(key)) from None
+        except UNREADABLE as error:
+            raise ObjectError(f"{where} is damaged: {error}", _AGAIN) from None
         if not sums:
-            raise DataError(f"{where} has no {part!r}", self._anew(key))
+            raise ObjectError(f"{where} has no {part!r}", _AGAIN)
         return sums
 
-    def _anew(self, key: str) -> str:
-        return f"Remove {self.objects.url}/stages/{key} and submit again: it is made anew, or stored by who has it."
+    def _withdraw(self, key: str) -> None:
+        """The stage is not finished any more."""
+        self.ask_again([key])
+        self.objects.remove(f"stages/{key}/{NAME}")
 
     def _place(self, path: Path) -> tuple[str, str]:
         """Key of the stage that the path is of, and its place in the stage's folder."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from lavatar.cluster.logs import log_path, note, noted, redirected
 from lavatar.cluster.mailbox import Post
+from lavatar.cluster.meeting import process_group
 from lavatar.cluster.memory import (
     batch_too_large,
     kernel_kills,
@@ -131,22 +132,25 @@ def _memory_watch(mailbox: Any, key: str) -> Any:
 
 
 def _trainer(share: Share) -> Callable[..., Any]:
-    """TorchTrainer, which makes torch's process group; its base for one worker, which needs none.
+    """Ray Train's trainer without a process group of its own: workers make it themselves (meeting.py).
 
-    The base spares two processes the import of torch. Helpers of Ray Train that we have no use for are left out:
-    each is one more process that imports half of Ray. Together: 16 s of CPU time a start instead of 26.
+    TorchTrainer would make two more processes import torch. Helpers of Ray Train that we have no use for are left out
+    too: each is one more process that imports half of Ray. Together: 16 s of CPU time a start instead of 26.
     """
-    if share.workers > 1:
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        return partial(TorchTrainer, torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"))
+    from ray.train.backend import Backend, BackendConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Sharing(Backend):
+        share_cuda_visible_devices = True  # NCCL hands memory to the other GPUs of a node that it sees
+
+    class SharingConfig(BackendConfig):
+        backend_cls = Sharing
 
     class LeanTrainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             return [each for each in super()._create_default_callbacks() if type(each).__name__ not in UNUSED]
 
-    return LeanTrainer
+    return partial(LeanTrainer, backend_config=SharingConfig() if share.workers > 1 else None)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -203,7 +207,7 @@ def _train(config: dict[str, Any], rank: int, world: int, post: Post) -> dict[st
         from ray.train.torch import get_device
 
         device = str(get_device())
-    with ExitStack() as stack:
+    with process_group(device), ExitStack() as stack:
         factory: MetricSinkFactory | None = config["metrics"] if rank == 0 else None
         metrics = factory() if factory else NullSink()
         stack.callback(metrics.close)

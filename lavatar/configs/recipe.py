@@ -115,6 +115,26 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         ) from None
 
 
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values, by `section.key`. Raises ConfigError for what it cannot have."""
+    data = recipe.model_dump()
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        data[section] = {**data[section], name: value}
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        chosen = ", ".join(f"{key}={value}" for key, value in values.items())
+        raise ConfigError(
+            f"recipe {recipe.name!r} cannot have {chosen}: {describe(error)}", "Change what these may be."
+        ) from None
+
+
+def check_key(key: str) -> None:
+    """Raises ConfigError, naming the nearest right one, for what is no `section.key` of a recipe."""
+    _check_path(key.split("."))
+
+
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` over `defaults`, section by section: a section that is given in part keeps Recipe's own defaults."""
     merged = {**defaults, **given}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lavatar.configs.preprocess import PreprocessConfig
-from lavatar.contracts import Camera, Event, EventSink, HeadPose, NullSink, ParallelMap, Split, VideoSource
+from lavatar.contracts import Event, EventSink, ParallelMap, Split, VideoSource
 from lavatar.datasets import crops, matting, shards, tracking, tracks, video, weights
 from lavatar.datasets.solve import FrameJob, Solved, solve, statistics
 from lavatar.datasets.tracks import Segment, TrackedVideo
@@ -45,21 +45,6 @@ class WriteJob:
     portrait_transform: tuple[tuple[float, ...], ...]
     out_dir: Path
     config: PreprocessConfig
-
-
-@dataclass(frozen=True)
-class DriverClip:
-    """A driving video without matting: what `reenact` feeds to the shared encoder. N usable frames."""
-
-    faces_NHW3: np.ndarray  # uint8
-    poses: list[HeadPose]
-    times: np.ndarray  # seconds from the first frame of the video
-    indices: np.ndarray  # frame numbers in the video
-    expressions: dict[str, np.ndarray]
-    dropped: list[dict[str, Any]]
-    camera: Camera
-    portrait_transform: np.ndarray  # source → portrait pixels, 2×3
-    fps: float
 
 
 def dataset_digest(source: VideoSource, config: PreprocessConfig) -> str:
@@ -270,37 +255,3 @@ def kept_segment(work: Path, name: str) -> dict[str, Any] | None:
 def serial(function: Any, items: Sequence[Any]) -> Iterator[Any]:
     """The ParallelMap that is not parallel."""
     return map(function, items)
-
-
-def track_driver(
-    path: Path,
-    config: PreprocessConfig,
-    *,
-    parallel: ParallelMap = serial,
-    events: EventSink | None = None,
-    stage: str = "driver",
-) -> DriverClip:
-    """Faces and head poses of a driving video, without matting. Raises as `preprocess` does."""
-    found = tracks.track_video(Path(path), config, parallel=parallel, events=events or NullSink(), stage=stage)
-    solved = solve(found, config)
-    wanted = {job.meta.frame: job for job in solved.jobs}
-    faces = np.zeros((len(wanted), config.face_size, config.face_size, 3), np.uint8)
-    place = 0
-    for i, _, rgb in video.read_frames(found.path, min(wanted), max(wanted) + 1, found.index):
-        if i in wanted:
-            job = wanted[i]
-            faces[place] = crops.face_crop(rgb, np.asarray(job.source_to_face), config, job.source_landmarks)
-            place += 1
-    metas = [job.meta for job in solved.jobs]
-    names = metas[0].expression
-    return DriverClip(
-        faces_NHW3=faces,
-        poses=[m.pose for m in metas],
-        times=np.array([m.time for m in metas]),
-        indices=np.array([m.frame for m in metas]),
-        expressions={name: np.array([m.expression[name] for m in metas]) for name in names},
-        dropped=[{"frame": i, "reason": reason} for i, reason in solved.dropped],
-        camera=solved.camera,
-        portrait_transform=solved.portrait_transform,
-        fps=found.index.fps,
-    )

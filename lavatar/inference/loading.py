@@ -59,6 +59,7 @@ class Pair:
 
     ynet: YNetwork
     mapping: MappingMLP
+    theta_dim: int  # of the avatar's code
     face_size: int
     avatar: str
     actor: str
@@ -118,6 +119,7 @@ def load_pair(release: Path, device: str | torch.device = "cpu") -> Pair:
     return Pair(
         ynet=ynet.eval().requires_grad_(False).to(target),
         mapping=mapping.eval().requires_grad_(False).to(target),
+        theta_dim=theta_dim,
         face_size=architecture.face_size,
         avatar=_text(config, release, "subjects", "avatar"),
         actor=_text(config, release, "subjects", "actor"),

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from lavatar.configs.recipe import Recipe
-from lavatar.contracts import EXPRESSIONS, Event, EventSink, MetricSink, NullSink, StageResult, StageSpec
+from lavatar.contracts import EXPRESSIONS, TIMING, Event, EventSink, MetricSink, NullSink, StageResult, StageSpec
 from lavatar.datasets.loader import FrameStore
 from lavatar.inference.audio import AudioSpan
 from lavatar.inference.background import Background
@@ -109,8 +109,9 @@ def _run(run: Preview) -> dict[str, Any]:
     _write_picture(run, CURVES, strips(own, cross))
     run.tell("drawing the page")
     write_evaluation(run.folder, both, avatar, inputs["avatar_dataset"], run.recipe, pair, inputs["actor_dataset"])
-    run.metrics.log_metrics(0, flat(both.metrics))
-    run.tell(f"{video.frames} frames of video, {time.monotonic() - began:.0f} s")
+    seconds = time.monotonic() - began
+    run.metrics.log_metrics(0, {**flat(both.metrics), f"{TIMING}frames_per_second": video.frames / seconds})
+    run.tell(f"{video.frames} frames of video, {seconds:.0f} s")
     return both.metrics
 
 

@@ -128,7 +128,7 @@ def reenact_video(
     The head moves as the driver's does about its own mean, within what the avatar's training showed. Frames without
     a face repeat the picture before them. Raises VideoError and FaceError for what cannot be driven from.
     """
-    from lavatar.datasets.preprocess import track_driver  # the trackers' imports are heavy
+    from lavatar.datasets.driver import track_driver  # the trackers' imports are heavy
     from lavatar.datasets.video import probe
 
     evaluation, events = evaluation or EvaluationConfig(), events or NullSink()

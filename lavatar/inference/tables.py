@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from textwrap import fill
 from typing import Any
 
@@ -94,6 +95,30 @@ def agreement_cell(figures: Any) -> str:
         return NONE
     values = (figures.get(name) for name in ("r", "amplitude", "error"))
     return " ".join(f"{value:.2f}" if isinstance(value, (int, float)) else NONE for value in values)
+
+
+def mean_of(expression: Mapping[str, Mapping[str, float | None]], what: str) -> float | None:
+    """Mean over the measures that have it; a result that stands still has no r and counts as 0."""
+    still = {"r": 0.0}.get(what)
+    values = [
+        v.get(what) if v.get(what) is not None else still
+        for v in expression.values()
+        if v.get(what) is not None or (still is not None and v.get("amplitude") is not None)
+    ]
+    known = [v for v in values if v is not None]
+    return mean(known) if known else None
+
+
+def main_figures(metrics: Figures) -> dict[str, dict[str, float | None]]:
+    """The few that tell most, of self and cross reenactment; None where one was not measured."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in ("self", "cross"):
+        row = metrics.get(name)
+        if isinstance(row, Mapping):
+            expression = row.get("expression") or {}
+            means = {f"expression_{of}": mean_of(expression, of) for of in ("r", "error")}
+            found[name] = {figure: row.get(figure) for figure in ("psnr", "ssim", "lpips") if figure in row} | means
+    return found
 
 
 def _face_cells(row: Figures) -> list[str]:

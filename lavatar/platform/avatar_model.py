@@ -1,4 +1,5 @@
-"""MLflow model from code: a released avatar. Face crops (N,128,128,3 uint8 RGB) in, portraits (N,H,W,3 uint8) out.
+"""MLflow model from code: a released avatar. Pictures of the same person in (uint8 RGB: whole frames of a video,
+N,H,W,3, or face crops), portraits out (N,H,W,3 uint8).
 
 MLflow keeps a copy of this file beside the release (safetensors and JSON) and runs it when the model is loaded.
 """
@@ -14,18 +15,20 @@ from mlflow.pyfunc import PythonModel
 
 
 class AvatarModel(PythonModel):
-    """Driven by the avatar's own face: Eq. 2, then Eq. 3 in the mean training pose."""
+    """Driven by the avatar's own face: Eq. 2, then Eq. 3. Face crops are drawn in the mean training pose, frames of a
+    video with the head's motion."""
 
     def load_context(self, context: Any) -> None:
         from lavatar.inference.loading import load_avatar
 
+        self._about = context.artifacts.get("about")
         self._avatar = load_avatar(Path(context.artifacts["avatar"]))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         from lavatar.inference.reenact import self_codes
         from lavatar.platform.portraits import portraits
 
-        return portraits(self._avatar, lambda faces: self_codes(self._avatar, faces), model_input)
+        return portraits(self._avatar, lambda faces: self_codes(self._avatar, faces), model_input, self._about)
 
 
 mlflow.models.set_model(AvatarModel())

@@ -8,7 +8,6 @@ repeated command does what is missing. An equal time is turned into steps by tim
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from lavatar.configs.methods import Method
 from lavatar.configs.recipe import Recipe
-from lavatar.contracts import Event, EventSink, NullSink, StageKind
+from lavatar.contracts import EventSink, NullSink, StageKind
 from lavatar.errors import DataError
 from lavatar.platform.benchmark_budget import Budget, affordable, phase_seconds, with_steps
 from lavatar.platform.home import Home
+from lavatar.platform.onestage import run_stage
 from lavatar.platform.planning import (
     METHOD_VERSION,
     Person,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from lavatar.cluster.stages import StageRunner
 
 EXPERIMENT = "lavatar/benchmark"
-POLL_SECONDS = 0.2
 FORMAT = 2
 
 
@@ -196,31 +195,7 @@ def _run(bench: Bench, stage: PlannedStage, run_id: str | None) -> dict[str, Any
     """One stage to its end, shown; its figures. A stage whose result is there is not run."""
     require_weights([stage])
     factory = bench.tracker.sink_factory(run_id) if run_id else None
-    bench.display.state(stage.name, "running")
-    handle = bench.runner.start(stage.spec, factory)
-    try:
-        while True:
-            over = handle.done()
-            for event in handle.poll():
-                _show(bench.display, stage.name, event)
-            if over:
-                break
-            time.sleep(POLL_SECONDS)
-    except BaseException:
-        handle.cancel()
-        while not handle.done():
-            time.sleep(POLL_SECONDS)
-        raise
-    result = handle.result()
-    bench.display.state(stage.name, "finished")
-    return dict(result.metrics)
-
-
-def _show(display: Display, name: str, event: Event) -> None:
-    if event.done is not None:
-        display.progress(name, event)
-    elif event.text:
-        display.message(f"{name}: {event.text}", event.level)
+    return dict(run_stage(bench.runner, bench.display, stage.spec, factory).metrics)
 
 
 def _evaluate(

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+from lavatar.inference.tables import mean_of
+
 Result = dict[str, Any]
 SHEET_FRAMES, SHEET_SIDE = 6, 128
 
@@ -34,18 +36,6 @@ COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
     ("cross error", lambda r: mean_of(r["metrics"]["cross"].get("truth", {}).get("expression", {}), "error"), 2),
 )
 BASELINES = ("mean_frame", "nearest_frame")
-
-
-def mean_of(expression: dict[str, dict[str, float | None]], what: str) -> float | None:
-    """Mean over the measures that have it; a result that stands still has no r and counts as 0."""
-    still = {"r": 0.0}.get(what)
-    values = [
-        v.get(what) if v.get(what) is not None else still
-        for v in expression.values()
-        if v.get(what) is not None or (still is not None and v.get("amplitude") is not None)
-    ]
-    known = [v for v in values if v is not None]
-    return mean(known) if known else None
 
 
 def _phase(result: Result, phase: str) -> dict[str, Any]:

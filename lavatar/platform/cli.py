@@ -25,13 +25,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lavatar.platform.commands.jobs:jobs",
         "What was submitted: list, show, logs, cancel, resume, retry, delete.",
     ),
+    "models": (
+        "lavatar.platform.commands.models:models",
+        "The registered models: list, show, compare, promote, rollback, delete, export, import.",
+    ),
+    "runs": ("lavatar.platform.commands.runs:runs", "What was recorded of runs: diff."),
+    "reproduce": (
+        "lavatar.platform.commands.reproduce:reproduce",
+        "Do a finished job or stage again and compare the figures.",
+    ),
     "cluster": (
         "lavatar.platform.commands.cluster:cluster",
         "A Ray cluster that outlives its commands: up, join, status, down, files.",
     ),
     "reenact": ("lavatar.platform.commands.reenact:reenact", "Drive an avatar by any video of its actor."),
     "evaluate": ("lavatar.platform.commands.evaluate:evaluate", "Measure a finished avatar or pair again."),
+    "report": (
+        "lavatar.platform.commands.report:report",
+        "Write a job's page: videos, figures, curves, pictures, cost, troubles.",
+    ),
+    "compare": ("lavatar.platform.commands.report:compare", "Write two jobs' page: one beside the other."),
     "benchmark": ("lavatar.platform.commands.benchmark:benchmark", "Compare methods, trained and measured alike."),
+    "sweep": ("lavatar.platform.commands.sweep:sweep", "Search for better settings: run, resume, list, show, promote."),
     "weights": ("lavatar.platform.commands.weights:weights", "The pretrained files: list, fetch."),
     "doctor": ("lavatar.platform.commands.doctor:doctor", "Check this machine and the home; mend what a crash left."),
     "gc": ("lavatar.platform.commands.gc:gc", "Free what no job refers to."),

@@ -127,8 +127,9 @@ def _training(at: Examined) -> Iterator[Finding]:
         at.reading.add(model)
     if bad:
         text = f"model of {at.name}: the weights in {', '.join(bad)} do not have their checksum"
-        mend = partial(shutil.rmtree, release)
-        yield at.finding(text, release, f"it is removed; {AGAIN} from its checkpoint", mend)
+        trained = any(at.folder.glob("*/step-*"))
+        again = f"{AGAIN} from its checkpoint" if trained else f"import it again, or {AGAIN}"
+        yield at.finding(text, release, f"it is removed; {again}", partial(shutil.rmtree, release))
 
 
 def _checkpoints(at: Examined, phase: Path) -> Iterator[Finding]:

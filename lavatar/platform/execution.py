@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
-from lavatar.errors import Interrupted, LavatarError, ShardError, StageBusyError, StageFailedError
+from lavatar.errors import Interrupted, LavatarError, ObjectError, ShardError, StageBusyError, StageFailedError
 from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
+from lavatar.platform.inputs import inputs_of, stage_params
 from lavatar.platform.leases import Owner, owner_alive, taken_over
 from lavatar.platform.planning import SECTIONS, Plan, PlannedStage
 from lavatar.platform.progress import Display, duration
@@ -133,7 +134,7 @@ class Execution:
         self._busy: set[str] = set()  # stages that another job runs
         self._look_again = self._idle_since = time.monotonic()
         self._failures: dict[str, StageFailedError] = {}  # by the failed stage's key, the first one first
-        self._remade: set[str] = set()  # datasets that were damaged
+        self._remade: set[str] = set()  # what was damaged
 
     def mark_cached(self, todo: set[str]) -> None:
         """Those that are done already."""
@@ -168,7 +169,7 @@ class Execution:
         """The first failure; of a job of more than one pair also what else became of it."""
         first = next(iter(self._failures.values()))
         pairs, lost = len(self._plan.pairs), len(self._plan.pairs) - len(self._plan.without(self._failures))
-        if pairs == 1:
+        if pairs < 2:
             return first
         others = f" and {len(self._failures) - 1} more" if len(self._failures) > 1 else ""
         return StageFailedError(f"{lost} of {pairs} pairs failed: {first.message}{others}", first.hint)
@@ -229,10 +230,11 @@ class Execution:
             return
         run_id = None
         if self._tracker:
-            params = {"key": key, **{name: planned.spec.recipe[name] for name in SECTIONS[planned.spec.kind]}}
+            params = stage_params(planned.spec, SECTIONS[planned.spec.kind])
             parent = self._job.mlflow_run_id
             run_id = self._tracker.open_stage(self._job.experiment, planned.name, row.mlflow_run_id, parent, params)
             ledger.set_run(self._registry, row, run_id, open_=run_id is not None)
+            self._tracker.log_inputs(run_id, inputs_of(self._registry, self._plan, planned.spec))
         factory = self._tracker.sink_factory(run_id) if self._tracker else None
         try:
             handle = runner.start(planned.spec, factory)
@@ -282,7 +284,7 @@ class Execution:
             self._end(planned, active.run_id, State.INTERRUPTED, error.message, error.hint)
             raise
         except Exception as error:  # a stage may fail in any way; the others and the registry go on
-            if isinstance(error, ShardError) and self._make_again(active, error):
+            if isinstance(error, ShardError | ObjectError) and self._make_again(active, error):
                 return False
             message, hint = ledger.failure(error)
             self._end(planned, active.run_id, State.FAILED, message, hint)
@@ -293,15 +295,21 @@ class Execution:
         self._finish(active, result)
         return True
 
-    def _make_again(self, active: Active, error: ShardError) -> bool:
-        """The stage met a damaged dataset: it waits until that is made again, a dataset once. False if none is."""
+    def _make_again(self, active: Active, error: ShardError | ObjectError) -> bool:
+        """The stage met something damaged that others left: it waits until that is made again, each once. False if
+        nothing is."""
         planned = active.planned
-        data = [stage for stage in self._plan.stages if stage.key in planned.needs]
-        data = [stage for stage in data if stage.spec.kind is StageKind.PREPROCESS and stage.key not in self._remade]
-        keys = [stage.key for stage in data]
-        ledger.reopen_damaged(self._registry, self._home, keys, take_away_damaged)
+        needs = [stage for stage in self._plan.stages if stage.key in planned.needs and stage.key not in self._remade]
+        keys = [stage.key for stage in needs]
+        store = self._home.store()
+        if store is None:
+            datasets = [stage.key for stage in needs if stage.spec.kind is StageKind.PREPROCESS]
+            ledger.reopen_damaged(self._registry, self._home, datasets, take_away_damaged)
+        else:  # who met it has told the store
+            store.ask_again(keys)
+            ledger.reopen_lost(self._registry, self._home, keys)
         there = ledger.finished(self._registry, self._home, keys)
-        again = {stage.key: stage for stage in data if stage.key not in there}
+        again = {stage.key: stage for stage in needs if stage.key not in there}
         if again:
             names = " and ".join(stage.name for stage in again.values())
             self._end(

@@ -22,50 +22,58 @@ from lavatar.platform.tables import Job, Stage
 
 @dataclass(frozen=True)
 class Finished:
-    """Folders of one job's results; `pair` and `actor_data` are None when only the avatar was asked for."""
+    """Folders of one job's results; `pair` and `actor_data` are None when only the avatar was asked for. An imported
+    model has no datasets: nothing but `evaluate` needs them."""
 
     job: str
     recipe: Recipe
     avatar: Path
-    avatar_data: Path
+    avatar_data: Path | None
     pair: Path | None = None
     actor_data: Path | None = None
 
 
-def find_avatar(registry: Registry, home: Home, avatar: str) -> Finished:
-    """The avatar's newest model. Raises JobError, saying what to submit, when there is none."""
-    stage, job = _newest(registry, home, (StageKind.AVATAR,), avatar, None)
-    data = home.absolute(_data(registry, job, avatar).out_dir)
-    return Finished(job.id, recipe_of(registry, job), release_dir(home.absolute(stage.out_dir)), data)
+def find_avatar(registry: Registry, home: Home, avatar: str, *, frames: bool = False) -> Finished:
+    """The avatar's newest model; with `frames` one that was trained here comes before one that was imported. Raises
+    JobError, saying what to submit, when there is none."""
+    stage, job = _newest(registry, home, (StageKind.AVATAR,), avatar, None, frames)
+    data = stage_in(registry, job, StageKind.PREPROCESS, avatar)
+    return Finished(job.id, recipe_of(registry, job), release_dir(home.absolute(stage.out_dir)), _folder(home, data))
 
 
-def find_pair(registry: Registry, home: Home, avatar: str, actor: str) -> Finished:
-    """The pair's newest model with the avatar it was trained for."""
-    stage, job = _newest(registry, home, (StageKind.PAIR, StageKind.SHARED), avatar, actor)
-    views = lookup.job_stages(registry, job.id)
-    head = next(v.stage for v in views if v.name == f"{StageKind.AVATAR.value}:{avatar}")
-    data_a, data_b = _data(registry, job, avatar), _data(registry, job, actor)
+def find_pair(registry: Registry, home: Home, avatar: str, actor: str, *, frames: bool = False) -> Finished:
+    """The pair's newest model with the avatar it was trained for; `frames` as above."""
+    stage, job = _newest(registry, home, (StageKind.PAIR, StageKind.SHARED), avatar, actor, frames)
+    head = stage_in(registry, job, StageKind.AVATAR, avatar)
+    assert head is not None, f"job {job.id} has no avatar {avatar}"
+    data_a, data_b = (stage_in(registry, job, StageKind.PREPROCESS, name) for name in (avatar, actor))
+    keys = (data_a.key, data_b.key) if data_a and data_b else ("", "")
     return Finished(
         job.id,
         recipe_of(registry, job),
         release_dir(home.absolute(head.out_dir)),
-        home.absolute(data_a.out_dir),
-        pair_release(StageKind(stage.kind), home.absolute(stage.out_dir), data_a.key, data_b.key),
-        home.absolute(data_b.out_dir),
+        _folder(home, data_a),
+        pair_release(StageKind(stage.kind), home.absolute(stage.out_dir), *keys),
+        _folder(home, data_b),
     )
 
 
 def _newest(
-    registry: Registry, home: Home, kinds: tuple[StageKind, ...], avatar: str, actor: str | None
+    registry: Registry, home: Home, kinds: tuple[StageKind, ...], avatar: str, actor: str | None, frames: bool
 ) -> tuple[Stage, Job]:
     digests: dict[str, str | None] = {}
     for name in (avatar, actor):
         subject = find_subject(registry, name) if name else None
         digests[name or ""] = subject.digest if subject else None
+    imported: tuple[Stage, Job] | None = None
     for stage in lookup.latest_stages(registry, kinds, avatar, actor, digests):
         job = lookup.job_of(registry, stage.key, avatar, actor)
         if job is not None and released(home, stage):
-            return stage, job
+            if not frames or stage_in(registry, job, StageKind.PREPROCESS, avatar):
+                return stage, job
+            imported = imported or (stage, job)
+    if imported:
+        return imported
     for name in (avatar, actor):
         if name and not lookup.names_known(registry, name):
             get_subject(registry, name)  # raises, naming the nearest
@@ -81,10 +89,20 @@ def released(home: Home, stage: Stage) -> bool:
     return bool(store.finished([stage.key])) if store else release_dir(home.absolute(stage.out_dir)).is_dir()
 
 
-def _data(registry: Registry, job: Job, subject: str) -> Stage:
-    """The stage of the subject's dataset in this job; two names of one video share it."""
-    views = [v for v in lookup.job_stages(registry, job.id) if v.stage.kind == StageKind.PREPROCESS]
-    return next((v for v in views if v.name == f"preprocess:{subject}"), views[0]).stage
+def stage_in(registry: Registry, job: Job, kind: StageKind, avatar: str, actor: str | None = None) -> Stage | None:
+    """The stage of that kind of a subject, or of a pair, of this job: it may have the names of others with the same
+    videos."""
+    digests: dict[str, str] = {}
+    for pair in lookup.job_pairs(registry, job.id):
+        digests |= {pair.avatar: pair.avatar_digest, pair.actor: pair.actor_digest}
+    same = {name: [other for other in digests if digests[other] == digests.get(name)] for name in (avatar, actor or "")}
+    ends = same[avatar] if actor is None else [f"{a}<-{b}" for a in same[avatar] for b in same[actor]]
+    names = {f"{kind.value}:{end}" for end in ends}
+    return next((view.stage for view in lookup.job_stages(registry, job.id) if view.name in names), None)
+
+
+def _folder(home: Home, stage: Stage | None) -> Path | None:
+    return home.absolute(stage.out_dir) if stage else None
 
 
 def recipe_of(registry: Registry, job: Job) -> Recipe:
@@ -92,15 +110,27 @@ def recipe_of(registry: Registry, job: Job) -> Recipe:
 
     JobError where what is left no longer means anything to it.
     """
+    return known_recipe(job.recipe, f"job {job.id}", f"Make it again: {command_of(registry, job)}")
+
+
+def known_recipe(values: Mapping[str, Any], whose: str, hint: str) -> Recipe:
+    """A recipe that was kept, without the keys that this lavatar no longer knows. JobError where that means nothing."""
     try:
-        return Recipe.model_validate(_known(job.recipe, Recipe))
+        return read_recipe(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
         raise JobError(
-            f"job {job.id} was made by another lavatar: {where} of its recipe does not fit ({first['msg']})",
-            f"Make it again: {command_of(registry, job)}",
+            f"{whose} was made by another lavatar: {where} of its recipe does not fit ({first['msg']})", hint
         ) from error
+
+
+def read_recipe(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that was stored so, perhaps by another lavatar: what this one does not know is left out.
+
+    Raises ValidationError where what is left means nothing to it.
+    """
+    return Recipe.model_validate(_known(values, Recipe))
 
 
 def command_of(registry: Registry, job: Job) -> str:

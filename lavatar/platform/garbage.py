@@ -1,7 +1,7 @@
 """What no job refers to: found with its size, and freed.
 
 A job needs its stages, and the pair that one of its own began at. What is registered in MLflow is complete there, and
-stays. What benchmarks, evaluations and reenactments wrote into the home is the user's.
+stays. What benchmarks, sweeps, evaluations and reenactments wrote into the home is the user's.
 """
 
 from __future__ import annotations

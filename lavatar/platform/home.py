@@ -116,6 +116,10 @@ class Home:
         """Where `lavatar evaluate` writes unless it is told otherwise."""
         return self.root / "outputs" / "evaluation" / (avatar if actor is None else f"{avatar}_{actor}")
 
+    def report_path(self, name: str) -> Path:
+        """Where `lavatar report` and `compare` write unless they are told otherwise."""
+        return self.root / "outputs" / "report" / f"{name}.html"
+
     def relative(self, path: Path) -> str:
         """`path` as it is remembered: relative when inside the home, so that a home can be moved."""
         absolute = Path(os.path.abspath(path))

@@ -16,7 +16,7 @@ from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
 from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
-from lavatar.platform.registering import Registrar, releases, unregistered
+from lavatar.platform.registering import Registrar, models_of, outstanding
 from lavatar.platform.registry import Registry
 from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
@@ -32,7 +32,7 @@ def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
     registry = office.registry
     todo = store_job(registry, office.home, plan, lambda text: office.display.message(text, "warning"), priority)
     job = lookup.get_job(registry, plan.job_id)
-    if not todo and job.state == State.FINISHED and not unregistered(office, releases(plan)):
+    if not todo and job.state == State.FINISHED and not outstanding(office, models_of(plan)):
         ledger.begin_attempt(registry, plan.job_id, ())
         for stage in plan.stages:
             office.display.state(stage.name, "cached")
@@ -84,6 +84,7 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
         _end_stale_runs(registry, tracker)
         run_id = tracker.open_job(job.experiment, job.id, job.mlflow_run_id, _job_params(plan))
         ledger.set_run(registry, job, run_id, open_=run_id is not None)
+        tracker.log_origin(run_id, plan.recipe.model_dump(mode="json"))
     state = State.FAILED
     try:
         execution = Execution(office, plan, job, tracker, pulse.check)
@@ -132,8 +133,7 @@ def _end_stale_runs(registry: Registry, tracker: Tracker) -> None:
 
 def _job_params(plan: Plan) -> dict[str, object]:
     return {
-        "avatar": plan.avatar,
-        "actor": plan.actor,
+        "people": {"avatar": plan.avatar, "actor": plan.actor},  # "avatar" is a section of the recipe
         "job": plan.job_id,
         **plan.recipe.model_dump(mode="json"),
     }

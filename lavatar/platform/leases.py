@@ -71,7 +71,7 @@ def marked_alive(mark: str) -> bool | None:
     """Whether the process of a `process_mark` is still there; None if it is not one of this host: nobody here knows."""
     host, _, rest = mark.partition("|")
     pid, _, started = rest.partition("|")
-    if host != this_host() or not pid.isdigit():
+    if host != this_host() or not (pid.isascii() and pid.isdigit()):
         return None
     return str(process_start(int(pid)) or 0.0) == started
 

@@ -116,6 +116,15 @@ def reopen_job(registry: Registry, job_id: str) -> None:
             job.message = job.hint = ""
 
 
+def strand_job(registry: Registry, job_id: str, message: str) -> None:
+    """A job that is still pending will not be begun by the cluster that it was handed to."""
+    with registry.write() as session:
+        job = _job(session, job_id)
+        if job.state == State.PENDING:
+            move(job, State.INTERRUPTED)
+            job.message, job.hint = message, f"Take it up: lavatar jobs resume {job_id}"
+
+
 def cancel_asked(session: Session, owner: Owner) -> bool:
     """Whether the job that `owner` runs was asked to stop."""
     asked = select(Job.id).where(Job.owner == owner.id, Job.state == State.RUNNING.value, Job.cancel.is_(True))
@@ -315,16 +324,25 @@ def unended_runs(registry: Registry) -> list[Stage | Job]:
 
 
 @patiently
-def store_model(registry: Registry, key: str, name: str, version: int, uri: str) -> None:
-    """Remember a version in the model registry at `uri` (its password left out) that was made from this stage."""
+def store_model(registry: Registry, key: str, name: str, version: int, uri: str, kind: str = "model") -> None:
+    """Remember a version in the model registry at `uri` (its password left out) that was made from this stage, or
+    (`kind` "figures") that has the figures of this stage."""
     uri = masked(uri)
     with registry.write() as session:
         own, seen = (
-            {"stage_key": key, "kind": "model", "name": name},
+            {"stage_key": key, "kind": kind, "name": name},
             {"version": version, "uri": uri, "created": now()},
         )
         insert_missing(session, Artefact, [own | seen])  # another job may be at the very same
         session.execute(update(Artefact).filter_by(**own).values(**seen))
+
+
+@patiently
+def forget_model(registry: Registry, name: str, version: int, uri: str) -> None:
+    """The version was deleted from the model registry at `uri`: the next submit of its stage registers it again."""
+    with registry.write() as session:
+        gone = (Artefact.name == name, Artefact.version == version, Artefact.uri == masked(uri))
+        session.execute(delete(Artefact).where(*gone))
 
 
 @patiently

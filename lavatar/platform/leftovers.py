@@ -18,7 +18,7 @@ from lavatar.platform.usage import Usage
 
 PARTS = ("*.part", "*.partial")
 """Names under which things are written until they are whole."""
-WRITTEN_TO = ("shards", "checkpoints", "outputs")
+WRITTEN_TO = ("shards", "checkpoints", "outputs", "videos", "reproductions")
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def _ray(home: Home) -> Iterator[Leftover]:
     for path in sorted(root.glob("session-*.json")):
         if not alive(path.stem.rpartition("-")[2]):
             yield Leftover("record of a Ray whose process is gone", path)
+    for path in sorted((shared / "train").glob("*")):
+        yield Leftover("files of a training whose process is gone", path)
     for path in sorted(shared.glob(".token-*")):
         if not alive(path.name.rpartition("-")[2]):
             yield Leftover("temporary file of a process that is gone", path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, and_, literal, or_, select
+from sqlalchemy.orm import aliased
 
 from lavatar.contracts import StageKind
 from lavatar.errors import UnknownJobError
@@ -93,6 +95,12 @@ def events(registry: Registry, job_id: str, after: int = 0) -> list[Event]:
         return list(session.scalars(select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id)))
 
 
+def stage_name(kind: StageKind, pair: type[JobPair]) -> ColumnElement[str]:
+    """What the stage of that kind of a pair is called in its job."""
+    of_both = kind in (StageKind.PAIR, StageKind.PREVIEW)
+    return literal(f"{kind.value}:") + pair.avatar + ("<-" + pair.actor if of_both else "")
+
+
 @patiently
 def latest_stages(
     registry: Registry,
@@ -107,9 +115,13 @@ def latest_stages(
     """
     query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key)
     query = query.join(JobPair, JobPair.job_id == JobStage.job_id)
+    same = aliased(JobPair)  # a stage has one name in a job, where one video may have several
+    query = query.join(same, and_(same.job_id == JobPair.job_id, same.avatar_digest == JobPair.avatar_digest))
+    heads = JobStage.name == stage_name(StageKind.AVATAR, same)
+    bridges = and_(JobStage.name == stage_name(StageKind.PAIR, same), same.actor_digest == JobPair.actor_digest)
+    own = or_(heads, bridges, Stage.kind == StageKind.SHARED.value)  # a job may have other avatars and pairs too
     query = query.where(Stage.kind.in_([kind.value for kind in kinds]), Stage.state == State.FINISHED.value)
-    own = or_(Stage.kind != StageKind.AVATAR.value, JobStage.name == f"{StageKind.AVATAR.value}:{avatar}")
-    query = query.where(JobPair.avatar == avatar, own)  # a job may have other avatars too
+    query = query.where(JobPair.avatar == avatar, own)
     if digests.get(avatar):
         query = query.where(JobPair.avatar_digest == digests[avatar])
     if actor is not None:
@@ -138,6 +150,14 @@ def names_known(registry: Registry, name: str) -> bool:
     with registry.read() as session:
         named = select(JobPair.job_id).where(or_(JobPair.avatar == name, JobPair.actor == name))
         return session.scalars(named).first() is not None
+
+
+@patiently
+def dataset_summaries(registry: Registry, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What the manifests of these datasets say, as far as they are finished."""
+    with registry.read() as session:
+        rows = session.scalars(select(Dataset).where(Dataset.key.in_(list(keys))))
+        return {row.key: dict(row.summary) for row in rows}
 
 
 @patiently

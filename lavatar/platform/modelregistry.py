@@ -1,7 +1,9 @@
 """Finished models in MLflow's model registry: pyfunc models from code whose artefacts are safetensors and JSON.
 
 `mlflow.pyfunc.load_model("models:/lavatar-avatar-A@champion")` then works wherever lavatar is installed; its predict
-takes face crops and gives portraits. One version a finished stage and name.
+takes pictures of the actor (whole frames, or face crops) and gives portraits. One version a finished stage and name: an
+avatar's is registered as soon as it is trained, a pair's when its preview is done or has failed. What no preview has
+measured is only `latest`, MLflow's own alias of the newest (champions.py).
 
 The name of a pair's model does not say whose it is where names have hyphens (a-b driven by c, a driven by b-c). So the
 registered model carries its pair as tags, and another pair is refused under the same name.
@@ -9,30 +11,40 @@ registered model carries its pair as tags, and another pair is refused under the
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
 from lavatar.masking import masked
+from lavatar.platform.about import About
 from lavatar.platform.home import Home
 from lavatar.platform.tracking import Tracker, Warn
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
+
 CHAMPION = "champion"
-AVATAR_TAG, ACTOR_TAG = "lavatar.avatar", "lavatar.actor"
+AVATAR_TAG, ACTOR_TAG = "lavatar.avatar", "lavatar.actor"  # of a registered model
+MODEL_TAG = "lavatar."  # what the tags begin with that are ours
+STAGE_TAG = "lavatar.stage"  # of a version
 MODELS = "lavatar/models"  # experiment of models whose stage has no run
 _SCRIPTS = {StageKind.AVATAR: "avatar_model.py", StageKind.PAIR: "pair_model.py"}
 
 
 @dataclass(frozen=True)
 class Release:
-    """A model to be registered: which stage made it, its releases by role, sides of portraits and faces, a dataset."""
+    """A model to be registered: which stage made it, its releases by role, sides of portraits and faces, a dataset;
+    what its version says of itself."""
 
     kind: StageKind
     stage_key: str
@@ -42,10 +54,13 @@ class Release:
     face_size: int = 128
     faces: Path | None = None  # a dataset: one of its face crops is the example
     pair: tuple[str, str] | None = None  # avatar and actor of a pair's model
+    tags: Mapping[str, str] = field(default_factory=dict)
+    card: str = ""
+    about: About | None = None  # without, the model takes face crops alone and cannot be exported
 
     @property
-    def tags(self) -> dict[str, str]:
-        """Whose the registered model is."""
+    def owner(self) -> dict[str, str]:
+        """Whose the registered model is, as its tags."""
         return dict(zip((AVATAR_TAG, ACTOR_TAG), self.pair or (), strict=False))
 
 
@@ -58,20 +73,32 @@ def pair_model_name(avatar: str, actor: str) -> str:
 
 
 def register(home: Home, tracker: Tracker, release: Release, run_id: str | None, warn: Warn) -> int | None:
-    """A new version of `release.name`, made champion; logged into run `run_id` and ending it. None if MLflow failed."""
+    """A new version of `release.name`, logged into run `run_id` and ending it. None and a warning if MLflow failed."""
+
+    def log() -> int:
+        return add_version(home, tracker, release, run_id)
+
+    return attempt(tracker, f"{release.name} could not be registered", log, warn)
+
+
+def add_version(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
+    """The same; raises JobError where the name is another pair's, and whatever MLflow raises."""
+    _refuse_another_pair(tracker, release)
+    return _register(home, tracker, release, run_id)
+
+
+def attempt(tracker: Tracker, failed: str, action: Callable[[], T], warn: Warn) -> T | None:
+    """What `action` does in MLflow, waited for where that is away; None and a warning, beginning `failed`, if it does
+    not come to be: the models on disk are not touched by it."""
     tracker.wait()
     try:
-        _refuse_another_pair(tracker, release)
-        return _register(home, tracker, release, run_id)
+        return action()
     except JobError as error:
         warn(f"{error.message}. {error.hint}")
-        return None
-    except Exception as error:  # whatever MLflow raises: the models on disk are not touched by it
+    except Exception as error:  # whatever MLflow raises
         text = masked((str(error).strip().splitlines() or [""])[0])
-        warn(
-            f"{release.name} could not be registered in MLflow ({type(error).__name__}: {text}); submit again to retry"
-        )
-        return None
+        warn(f"{failed} in MLflow ({type(error).__name__}: {text}); submit again to retry")
+    return None
 
 
 def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
@@ -82,8 +109,8 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
     mlflow.set_tracking_uri(tracker.uri)
     mlflow.set_registry_uri(tracker.uri)
     byte = np.dtype(np.uint8)
-    face, portrait = (-1, release.face_size, release.face_size, 3), (-1, release.image_size, release.image_size, 3)
-    inputs, outputs = Schema([TensorSpec(byte, face)]), Schema([TensorSpec(byte, portrait)])
+    pictures, portrait = (-1, -1, -1, 3), (-1, release.image_size, release.image_size, 3)
+    inputs, outputs = Schema([TensorSpec(byte, pictures)]), Schema([TensorSpec(byte, portrait)])
     signature = ModelSignature(inputs=inputs, outputs=outputs)
 
     def log(copies: Path) -> Any:
@@ -93,25 +120,44 @@ def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None
             flavor=_Unserved,
             validate_serving_input=False,
             python_model=str(Path(__file__).with_name(_SCRIPTS[release.kind])),
-            artifacts={role: str(copies / role) for role in release.folders},
+            artifacts={path.stem: str(path) for path in copies.iterdir()},
             signature=signature,
             input_example=_example(release),
             registered_model_name=release.name,
             await_registration_for=60,
             pip_requirements=[f"lavatar=={_version()}"],
             metadata={"stage": release.stage_key},
+            tags={**release.tags, STAGE_TAG: release.stage_key},
         )
 
     with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
         for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
             shutil.copytree(folder, Path(scratch) / role, ignore=_links)
+        if release.about:
+            release.about.write(Path(scratch))
         info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
     version = int(info.registered_model_version)
-    for key, value in release.tags.items():
+    for key, value in release.owner.items():
         tracker.client.set_registered_model_tag(release.name, key, value)
-    tracker.client.set_registered_model_alias(release.name, CHAMPION, str(version))
-    tracker.client.set_model_version_tag(release.name, str(version), "lavatar.stage", release.stage_key)
+    if release.card:
+        tracker.client.update_model_version(release.name, str(version), release.card)
     return version
+
+
+def describe(client: MlflowClient, name: str, version: int, tags: Mapping[str, str], card: str, replaced: str) -> None:
+    """Give a version these tags, and the card as its description; what it has already is not sent again.
+
+    Of its tags that begin with `replaced` only these are left.
+    """
+    now = client.get_model_version(name, str(version))
+    for key in now.tags:
+        if key.startswith(replaced) and key not in tags:
+            client.delete_model_version_tag(name, str(version), key)
+    for key, value in tags.items():
+        if now.tags.get(key) != value:
+            client.set_model_version_tag(name, str(version), key, value)
+    if card and now.description != card:
+        client.update_model_version(name, str(version), card)
 
 
 class _Unserved:
@@ -120,12 +166,24 @@ class _Unserved:
     __name__ = "mlflow.pyfunc"
 
     @staticmethod
-    def save_model(*, validate_serving_input: bool, **options: Any) -> None:
-        """`validate_serving_input` is read by Model.log, which hands it on with the rest."""
+    def save_model(*, validate_serving_input: bool, input_example: np.ndarray, **options: Any) -> None:
+        """`validate_serving_input` is read by Model.log, which hands it on with the rest.
+
+        The example is written here, as MLflow writes it: its own encoder takes longer than all else that is saved.
+        """
         import mlflow.pyfunc
         from mlflow.utils.logging_utils import disable_logging
 
         mlflow.pyfunc.save_model(**options)
+        folder, model, values = Path(options["path"]), options["mlflow_model"], input_example.tolist()
+        (folder / "input_example.json").write_text(json.dumps(values))
+        (folder / "serving_input_example.json").write_text(json.dumps({"inputs": values}))
+        model.saved_input_example_info = {
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "ndarray",
+        }
+        model.save(str(folder / "MLmodel"))
         disable_logging()  # what comes next is registered, and MLflow announces it; so do we
 
 
@@ -144,7 +202,7 @@ def _refuse_another_pair(tracker: Tracker, release: Release) -> None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return
         raise
-    own = release.tags
+    own = release.owner
     theirs = {key: tags[key] for key in own if key in tags}
     if theirs and theirs != own:
         raise JobError(

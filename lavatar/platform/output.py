@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -70,3 +71,8 @@ def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(lines)
+
+
+def when(seconds: float) -> str:
+    """A moment, Unix seconds, by the clock of whoever reads it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -32,6 +32,8 @@ def make_plan(
 def stored_plan(home: Home, registry: Registry, job: Job) -> tuple[Plan, list[Subject]]:
     """The plan of a job that was submitted before, and its people. Raises JobError where it would be another today."""
     pairs = lookup.job_pairs(registry, job.id)
+    if not pairs:
+        raise JobError(f"job {job.id} is what a sweep needs first", f"Take up the sweep: lavatar sweep resume {job.id}")
     digests = {name: digest for p in pairs for name, digest in ((p.avatar, p.avatar_digest), (p.actor, p.actor_digest))}
     people = {name: get_subject(registry, name) for name in digests}
     anew = f"Submit it anew: {command_of(registry, job)}"

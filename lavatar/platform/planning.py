@@ -47,7 +47,7 @@ CADENCE = frozenset({"log_every", "picture_every", "checkpoint_every", "cache_mb
 """Keys of the training sections that change no result."""
 
 _KEYLESS = {
-    "evaluation": frozenset({"batch_size"}),
+    "evaluation": frozenset({"batch_size", "champion_avatar", "champion_pair", "promote"}),
     # Where a pair begins is an input; its errors are only measured.
     "pair_learning": frozenset({"warm", "warm_steps", "error_every", "error_frames"}),
 }

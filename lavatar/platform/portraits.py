@@ -1,30 +1,69 @@
-"""What the models in the registry have in common: face crops in, portraits in the avatar's mean training pose out."""
+"""What the models in the registry have in common: pictures in, portraits of the avatar out.
+
+A picture as large as the preprocessing's face crop (128×128 by default) is one; others are whole frames of one video,
+in which the face is found and cropped as `lavatar reenact` does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 BATCH = 8
+TAKES = (
+    "uint8 RGB pictures of shape (N, height, width, 3): whole frames of one video, or face crops of the size that it "
+    "was trained on"
+)
+Codes = Callable[[np.ndarray], Any]
 
 
-def portraits(avatar: Any, codes: Callable[[np.ndarray], Any], faces_NhW3: Any) -> np.ndarray:
-    """Fig. 4: uint8 RGB faces (N, 128, 128, 3) → uint8 RGB portraits (N, H, W, 3), a few at a time.
+def portraits(avatar: Any, codes: Codes, pictures_NhW3: Any, about: str | None = None) -> np.ndarray:
+    """Fig. 4: uint8 RGB pictures (N, h, w, 3) → uint8 RGB portraits (N, H, W, 3), a few at a time.
 
-    `codes` turns faces into θ: the avatar's own encoder, or E_shared and the mapping MLP.
+    `codes` turns faces into θ: the avatar's own encoder, or E_shared and the mapping MLP. `about` is the model's
+    about.json; without, as models of earlier versions call this, every picture is a face crop.
     """
-    from lavatar.inference.reenact import draw
     from lavatar.inference.retarget import apply_motion
 
-    faces = np.asarray(faces_NhW3)
-    if faces.ndim != 4 or faces.shape[-1] != 3 or faces.dtype != np.uint8:
-        raise ValueError(f"faces must be uint8 of shape (N, 128, 128, 3), got {faces.dtype} {faces.shape}")
+    pictures = np.asarray(pictures_NhW3)
+    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+        raise ValueError(f"the model takes {TAKES}; got {pictures.dtype} {pictures.shape}")
+    recipe = _recipe(about) if about else None
+    if recipe is not None and len(pictures) and pictures.shape[1:3] != (recipe.preprocess.face_size,) * 2:
+        return _of_frames(avatar, codes, pictures, recipe)
+    return _drawn(avatar, codes, pictures, apply_motion(np.zeros((len(pictures), 7)), avatar.poses.mean))
+
+
+def _of_frames(avatar: Any, codes: Codes, frames_NHW3: np.ndarray, recipe: Any) -> np.ndarray:
+    """Whole frames: faces found, head motion carried over; a frame without a face has the portrait before it."""
+    from lavatar.datasets.driver import track_pictures
+    from lavatar.inference.reenact import driven_poses
+    from lavatar.inference.retarget import PoseTrack
+
+    clip = track_pictures(frames_NHW3, recipe.preprocess)
+    track = PoseTrack.of(clip.poses)
+    poses = driven_poses(avatar.poses, track, np.arange(len(track)), recipe.evaluation.pose_smoothing)
+    drawn = _drawn(avatar, codes, clip.faces_NHW3, poses)
+    before = np.searchsorted(clip.indices, np.arange(len(frames_NHW3)), side="right") - 1
+    return np.asarray(drawn[np.maximum(before, 0)])
+
+
+def _drawn(avatar: Any, codes: Codes, faces_NhW3: np.ndarray, poses: Any) -> np.ndarray:
+    """Portraits of faces, each in its pose."""
+    from lavatar.inference.reenact import draw
+
     size = avatar.config.image_size
-    out = np.zeros((len(faces), size, size, 3), np.uint8)
-    for start in range(0, len(faces), BATCH):
-        part = faces[start : start + BATCH]
-        still = apply_motion(np.zeros((len(part), 7)), avatar.poses.mean)
-        out[start : start + len(part)] = draw(avatar, codes(part), still)
+    out = np.zeros((len(faces_NhW3), size, size, 3), np.uint8)
+    for start in range(0, len(faces_NhW3), BATCH):
+        part = slice(start, start + BATCH)
+        out[part] = draw(avatar, codes(faces_NhW3[part]), poses[part])
     return out
+
+
+def _recipe(about: str) -> Any:
+    from lavatar.platform.about import read_about
+
+    return read_about(Path(about)).read_recipe()

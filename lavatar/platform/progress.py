@@ -116,6 +116,20 @@ class PlainDisplay:
         print(time.strftime("%H:%M:%S"), printable(text), file=self._stream, flush=True)
 
 
+class QuietDisplay:
+    """Nothing but what went wrong."""
+
+    def state(self, stage: str, state: str) -> None: ...
+
+    def progress(self, stage: str, event: Event) -> None: ...
+
+    def message(self, text: str, level: str = "info") -> None:
+        if level != "info":
+            print(f"{level}: {printable(text)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None: ...
+
+
 class RichDisplay:
     """One live line a stage; messages scroll above."""
 

@@ -143,7 +143,8 @@ def now() -> float:
 
 
 def database_now(session: Session) -> float:
-    """Unix seconds by the database's clock, which is the same one for all machines that share the registry."""
+    """Unix seconds by the database's clock: with PostgreSQL the same one for all machines that share the registry, with
+    SQLite this machine's own."""
     if session.get_bind().dialect.name == "postgresql":
         return float(session.scalar(sa.select(sa.func.date_part("epoch", sa.func.clock_timestamp()))) or 0.0)
     days = session.scalar(sa.select(sa.func.julianday("now")))

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from lavatar.contracts import EventSink
-from lavatar.platform import ledger
+from lavatar.errors import LavatarError
+from lavatar.platform import ledger, lookup
 from lavatar.platform.damage import damaged
+from lavatar.platform.detached import stranded
 from lavatar.platform.findings import Finding, Outcome, Place, mended
 from lavatar.platform.home import Home
 from lavatar.platform.leases import this_host
@@ -23,6 +25,7 @@ def inspect(home: Home, events: EventSink, *, repair: bool) -> Iterator[Outcome]
     place = Place(home, registry, usage_of(home, registry))
     searches: tuple[Callable[[], Iterator[Finding]], ...] = (
         partial(stale_leases, registry),
+        partial(stranded_jobs, home, registry),
         partial(half_written, place),
         partial(damaged, place, events),
         partial(abandoned, place),
@@ -44,3 +47,15 @@ def stale_leases(registry: Registry) -> Iterator[Finding]:
             "it becomes interrupted: submit or resume goes on from its checkpoint",
             partial(ledger.release_dead, registry),
         )
+
+
+def stranded_jobs(home: Home, registry: Registry) -> Iterator[Finding]:
+    """Jobs that were handed to a cluster that will not begin with them."""
+    for job in lookup.list_jobs(registry):
+        try:
+            reason = stranded(home, registry, job.id)
+        except LavatarError:  # a cluster that does not answer may still begin
+            continue
+        if reason:
+            what, mend = f"{job!r} is pending, and {reason}", partial(ledger.strand_job, registry, job.id, reason)
+            yield Finding(what, "registry", f"it becomes interrupted: lavatar jobs resume {job.id}", mend)

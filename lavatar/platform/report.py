@@ -14,7 +14,7 @@ from lavatar.platform.lookup import StageView
 from lavatar.platform.modelregistry import avatar_model_name, pair_model_name
 from lavatar.platform.progress import duration
 from lavatar.platform.registry import Registry
-from lavatar.platform.tables import JobPair
+from lavatar.platform.tables import JobPair, Stage
 
 
 def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
     pairs = lookup.job_pairs(registry, job.id)
     models = lookup.artefacts(registry, [v.stage.key for v in views], "model")
     own = {avatar_model_name(p.avatar) for p in pairs} | {pair_model_name(p.avatar, p.actor) for p in pairs}
-    results = [{"avatar": p.avatar, "actor": p.actor, **_result(registry, home, p, views)} for p in pairs]
+    results = pair_results(registry, home, pairs, views)
     only = results[0] if len(results) == 1 else _NOTHING
     return {
         "job": job.id,
@@ -41,6 +41,7 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
                 "state": v.stage.state,
                 "cached": v.cached,
                 "seconds": round(v.job_seconds, 2),
+                "attempts": v.stage.attempts,
                 "message": v.stage.message,
                 "notes": list(v.stage.notes),
             }
@@ -48,6 +49,7 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
         ],
         "video": only["video"],
         "still": only["still"],
+        "self_still": only["self_still"],
         "page": only["page"],
         "metrics_file": only["metrics_file"],
         "models": [{"name": m.name, "version": m.version} for m in models if m.name in own],
@@ -56,13 +58,26 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
     }
 
 
-_NOTHING: dict[str, Any] = {"video": None, "still": None, "page": None, "metrics_file": None, "metrics": {}}
+def pair_results(
+    registry: Registry, home: Home, pairs: Sequence[JobPair], views: Sequence[StageView]
+) -> list[dict[str, Any]]:
+    """Of each pair its names, its files and its figures, as far as they are there."""
+    return [{"avatar": p.avatar, "actor": p.actor, **_result(registry, home, p, views)} for p in pairs]
+
+
+_FILES = ("video", "still", "self_still", "page", "metrics_file")
+_NOTHING: dict[str, Any] = {**dict.fromkeys(_FILES), "metrics": {}}
+
+
+def preview_of(pair: JobPair, views: Sequence[StageView]) -> Stage | None:
+    """The last stage of a pair."""
+    name = f"{StageKind.PREVIEW.value}:{pair.avatar}<-{pair.actor}"
+    return next((v.stage for v in views if v.name == name), None)
 
 
 def _result(registry: Registry, home: Home, pair: JobPair, views: Sequence[StageView]) -> dict[str, Any]:
     """What the preview of one pair left."""
-    name = f"{StageKind.PREVIEW.value}:{pair.avatar}<-{pair.actor}"
-    preview = next((v.stage for v in views if v.name == name), None)
+    preview = preview_of(pair, views)
     if preview is None:
         return _NOTHING
     files = lookup.artefacts(registry, [preview.key], "file")
@@ -70,10 +85,17 @@ def _result(registry: Registry, home: Home, pair: JobPair, views: Sequence[Stage
     return {
         "video": _file(paths, "video", ".mp4"),
         "still": _file(paths, "still", ".png"),
+        "self_still": paths.get("self_still"),
         "page": _file(paths, "page", ".html"),
         "metrics_file": _file(paths, "metrics", ".json"),
         "metrics": dict(preview.metrics),
     }
+
+
+def resources_text(resources: Mapping[str, Any]) -> str:
+    """'2 × 1 CPU + 0.5 GPU': what the workers of a stage ask for."""
+    gpus = resources.get("gpus") or 0
+    return f"{resources.get('workers', 1)} × {resources.get('cpus', 1):g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
 
 
 def _file(paths: Mapping[str, str], name: str, suffix: str) -> str | None:

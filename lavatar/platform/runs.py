@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from sqlalchemy import select
 
-from lavatar.errors import JobError
+from lavatar.errors import JobError, LavatarError
 from lavatar.platform import ledger
-from lavatar.platform.findings import Finding
+from lavatar.platform.findings import Finding, mended
 from lavatar.platform.home import Home
 from lavatar.platform.leases import marked_alive, owner_alive
-from lavatar.platform.registry import Registry, now
+from lavatar.platform.registry import Registry, database_now, open_registry
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import HOME_TAG, OWNER_TAG, Tracker, connect
@@ -30,7 +30,7 @@ FAR_SECONDS = 600.0
 
 def unended(home: Home, registry: Registry) -> Iterator[Finding]:
     """Runs that are shown as running although the process that opened them is gone."""
-    if not _there(home):
+    if not tracked(home):
         return
     try:
         client = connect(home)
@@ -38,19 +38,36 @@ def unended(home: Home, registry: Registry) -> Iterator[Finding]:
         yield Finding(error.message, home.tracking_uri, error.hint)
         return
     rows = _rows(registry)
+    with registry.read() as session:
+        now = database_now(session)
     for run in _search(client, home, "attributes.status = 'RUNNING'"):
         row = rows.get(run.info.run_id)
-        if _abandoned(run, row):
+        if _abandoned(run, row, now):
             yield _finding(home, registry, run, row)
 
 
-def _abandoned(run: Run, row: Stage | Job | None) -> bool:
-    """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that."""
+def end_abandoned(home: Home, say: Callable[[str], None]) -> None:
+    """End what `unended` finds, before somebody looks at it. A registry that is away keeps nobody from looking."""
+    try:
+        registry = open_registry(home)
+        for finding in unended(home, registry):
+            outcome = mended(finding)
+            say(f"{finding.what}: {finding.mending if outcome.mended else outcome.reason}")
+        registry.close()
+    except LavatarError as error:
+        say(f"runs whose process is gone are not ended: {error.message}")
+
+
+def _abandoned(run: Run, row: Stage | Job | None, now: float) -> bool:
+    """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that.
+
+    `now` is told by the clock that told when the stage ended.
+    """
     if row is not None and row.state == State.RUNNING:
         return not owner_alive(row)
     alive = marked_alive(run.data.tags.get(OWNER_TAG, ""))
     if alive is None:
-        return row is not None and (row.ended or 0.0) < now() - FAR_SECONDS
+        return row is not None and (row.ended or 0.0) < now - FAR_SECONDS
     return not alive
 
 
@@ -74,23 +91,30 @@ def _finding(home: Home, registry: Registry, run: Run, row: Stage | Job | None) 
     return Finding(text, home.tracking_uri, "it is ended, as its stage or job ended", mend)
 
 
+def runs_of(home: Home) -> Iterator[Run]:
+    """All of this home that are not deleted. Raises JobError."""
+    if tracked(home):
+        yield from _search(connect(home), home)
+
+
 def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) -> list[Run]:
     """Runs of jobs and stages that were deleted, or will be (`going`: keys of stages).
 
-    One whose model is registered is kept, so are benchmarks' runs.
+    One whose model is registered is kept, so are runs of benchmarks, reproductions and sweeps.
     """
-    from lavatar.platform.benchmark import EXPERIMENT
+    from lavatar.platform import benchmark, reproduction, sweeps
 
-    if not _there(home):
+    if not tracked(home):
         return []
     client, rows = connect(home), _rows(registry)
     rows = {run_id: row for run_id, row in rows.items() if not (isinstance(row, Stage) and row.key in going)}
-    shown = client.get_experiment_by_name(EXPERIMENT)
+    names = (benchmark.EXPERIMENT, reproduction.EXPERIMENT, sweeps.EXPERIMENT)
+    kept = {one.experiment_id for name in names if (one := client.get_experiment_by_name(name)) is not None}
     found = [run for run in _search(client, home) if run.info.run_id not in rows]
     return [
         run
         for run in found
-        if (shown is None or run.info.experiment_id != shown.experiment_id)
+        if run.info.experiment_id not in kept
         and (run.info.status != "RUNNING" or marked_alive(run.data.tags.get(OWNER_TAG, "")) is False)
         and not client.search_model_versions(f"run_id='{run.info.run_id}'", max_results=1)
     ]
@@ -127,11 +151,12 @@ def _search(client: MlflowClient, home: Home, condition: str = "") -> Iterator[R
     """This home's runs, in all experiments."""
     own = f"tags.`{HOME_TAG}` = '{home.identity()}'"
     condition = f"{condition} and {own}" if condition else own
-    for experiment in _pages(client.search_experiments, max_results=PAGE):
-        yield from _pages(client.search_runs, [experiment.experiment_id], filter_string=condition, max_results=PAGE)
+    for experiment in pages(client.search_experiments, max_results=PAGE):
+        yield from pages(client.search_runs, [experiment.experiment_id], filter_string=condition, max_results=PAGE)
 
 
-def _pages(search: Any, *args: Any, **options: Any) -> Iterator[Any]:
+def pages(search: Any, *args: Any, **options: Any) -> Iterator[Any]:
+    """All that a search of MLflow's finds."""
     token = None
     while True:
         page = search(*args, **options, page_token=token)
@@ -150,7 +175,7 @@ def _rows(registry: Registry) -> dict[str, Stage | Job]:
     return {str(row.mlflow_run_id): row for row in rows}
 
 
-def _there(home: Home) -> bool:
+def tracked(home: Home) -> bool:
     """False where looking would make the database: nobody has tracked anything yet."""
     kind, _, path = home.tracking_uri.partition(":///")
     return kind != "sqlite" or Path(path).exists()

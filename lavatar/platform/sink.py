@@ -6,6 +6,9 @@ logged already are skipped, so a curve that is taken up again has each step once
 
 While MLflow is away, the values that wait are written to a file at every checkpoint and at the end. Whoever opens the
 run's next sink, the next worker or the driver that ends the run, sends them first.
+
+A sink in the process that does a stage's work also says on which machine that is, and samples what the machine does.
+Those values belong to no step: theirs are the seconds since the run began.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavatar.platform.machine import SystemMetrics, machine_tags
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -38,32 +43,41 @@ _MOST_WAITING = 50_000
 _MOST_PICTURES = 16
 Value = tuple[str, float, int, int]
 """Name, value, Unix milliseconds, step."""
+BY_TIME = -1
+"""The step of a value whose step is the time: it is told when MLflow has said when the run began."""
 
 _PICTURE_TAG = "lavatar.pictures"  # "name=step …": the newest step whose picture is logged
 
 
 @dataclass(frozen=True)
 class MlflowSinkFactory:
-    """Picklable; calling it opens the sink in the process that calls."""
+    """Picklable; calling it opens the sink in the process that calls, which does the work of the run."""
 
     tracking_uri: str = field(repr=False)  # may hold a password; Ray Train shows its arguments in the dashboard
     run_id: str
     unsent: Path | None = None
 
     def __call__(self) -> MlflowSink:
-        return MlflowSink(self.tracking_uri, self.run_id, self.unsent)
+        return MlflowSink(self.tracking_uri, self.run_id, self.unsent, system=SystemMetrics())
 
 
 class MlflowSink:
     """A `MetricSink` on one run. Every method returns at once and never raises; `close` waits for what is left.
 
-    `unsent` is the file of what could not be sent; None: it is lost with this process.
+    `unsent` is the file of what could not be sent; None: it is lost with this process. `system`: of the machine that
+    the run is worked on; None: nothing is said of this one.
     """
 
     def __init__(
-        self, tracking_uri: str, run_id: str, unsent: Path | None = None, flush_seconds: float = FLUSH_SECONDS
+        self,
+        tracking_uri: str,
+        run_id: str,
+        unsent: Path | None = None,
+        flush_seconds: float = FLUSH_SECONDS,
+        system: SystemMetrics | None = None,
     ) -> None:
         self._uri, self._run_id, self._file, self._every = tracking_uri, run_id, unsent, flush_seconds
+        self._system = system
         kept = _read_values(unsent) if unsent else []
         self._kept = bool(kept)  # whether something is in the file
         self._metrics: deque[Value] = deque(kept, maxlen=_MOST_WAITING)
@@ -72,6 +86,7 @@ class MlflowSink:
         self._params: dict[str, str] = {}
         self._known: set[str] = set()
         self._last: dict[str, int] | None = None  # newest logged step by curve; None until asked for
+        self._began = 0  # of the run, Unix milliseconds
         self._last_picture: dict[str, int] = {}
         self._client: MlflowClient | None = None
         self._sent_at = time.time()
@@ -124,9 +139,12 @@ class MlflowSink:
             _log.warning("MLflow did not take %d items after %d failures%s", left, self.failures, where)
 
     def _run(self) -> None:
+        if self._system is not None:
+            self._system.begin()
         while not self._closed:
             self._wake.wait(self._every)
             self._wake.clear()
+            self._sample()
             with contextlib.suppress(Exception):
                 self._send()
             self._round.set()
@@ -136,6 +154,12 @@ class MlflowSink:
             if not self._unsent():
                 return
             time.sleep(0.5)
+
+    def _sample(self) -> None:
+        """What the machine does, where it is time to look."""
+        if self._system is not None:
+            with contextlib.suppress(Exception):
+                self.log_metrics(BY_TIME, self._system.sample())
 
     def _unsent(self) -> int:
         return len(self._metrics) + len(self._pictures) + len(self._files) + len(self._params)
@@ -164,12 +188,16 @@ class MlflowSink:
 
             quiet()
             from mlflow import MlflowClient
+            from mlflow.entities import RunTag
 
             client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
             run = client.get_run(self._run_id)
             self._last = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
             self._known = set(run.data.params)
             self._last_picture = _read_steps(run.data.tags.get(_PICTURE_TAG, ""))
+            self._began = int(run.info.start_time)
+            if self._system is not None and self._client is None:
+                client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in machine_tags().items()])
             self._client = client
         return self._client
 
@@ -197,6 +225,7 @@ class MlflowSink:
             rows, last = [], dict(self._last)
             for raw_name, value, stamp, step in batch:
                 name = metric_name(raw_name)
+                step = step if step != BY_TIME else max(0, stamp - self._began) // 1000
                 if step > last.get(name, -1):
                     last[name] = step
                     rows.append(Metric(name, value, stamp, step))

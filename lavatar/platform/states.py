@@ -6,7 +6,8 @@ pending ──► running ──► finished ──► pending   (its files were
               └─────►  failed, interrupted      (interrupted: Ctrl-C, or the owner died)
 
 A job may also be cancelled, from any state but finished, and taken up again; its stages are then interrupted. One that
-ended without a result and was handed to a cluster is pending until the cluster begins with it.
+ended without a result and was handed to a cluster is pending until the cluster begins with it, or interrupted where
+that is gone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class State(StrEnum):
 
 
 ALLOWED: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.RUNNING, State.CANCELLED}),
+    State.PENDING: frozenset({State.RUNNING, State.CANCELLED, State.INTERRUPTED}),
     State.RUNNING: frozenset({State.FINISHED, State.FAILED, State.INTERRUPTED, State.CANCELLED}),
     State.FINISHED: frozenset({State.PENDING}),
     State.FAILED: frozenset({State.RUNNING, State.CANCELLED, State.PENDING}),

@@ -131,14 +131,15 @@ class JobStage(Base):
 
 
 class Artefact(Base):
-    """A file that a stage left (path), or a version in the model registry (uri, version)."""
+    """A file that a stage left (path), or a version in the model registry (uri, version): the one made of it, or one
+    that has its figures."""
 
     __tablename__ = "artefacts"
     __table_args__ = (UniqueConstraint("stage_key", "kind", "name"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"), index=True)
-    kind: Mapped[str] = mapped_column(String(16))  # file | model
+    kind: Mapped[str] = mapped_column(String(16))  # file | model | figures
     name: Mapped[str] = mapped_column(String(220), index=True)
     path: Mapped[str | None] = mapped_column(Text)  # relative when inside the home
     uri: Mapped[str | None] = mapped_column(Text)  # of the model registry

@@ -15,7 +15,7 @@ import sqlite3
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ from lavatar.errors import JobError
 from lavatar.inference.figures import flat
 from lavatar.masking import masked
 from lavatar.platform.home import TRACKING_VARIABLE, Home
+from lavatar.platform.inputs import Input, as_datasets
 from lavatar.platform.leases import process_mark
+from lavatar.platform.machine import machine_tags
+from lavatar.platform.provenance import FOLDER, Provenance, gather
 from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
 from lavatar.training.files import exclusive
@@ -39,7 +42,10 @@ HOME_TAG, OWNER_TAG = "lavatar.home", "lavatar.owner"
 """Of every run: the home that it belongs to, and the process that opened it last."""
 OPENED_TAG = "lavatar.opened"  # by it a run is found whose making was not answered
 EVALUATION = "evaluation"
-_LONGEST_PARAM = 500
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""How MLflow says that there is no such run, or a deleted one."""
+PROVENANCE_TAG = "lavatar.provenance"  # of a job's run: "N DIGEST", the newest; of a stage's: where its files are
+_LONGEST_PARAM = 6000  # MLflow takes no more
 _STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.INTERRUPTED: "KILLED", State.CANCELLED: "KILLED"}
 
 Warn = Callable[[str], None]
@@ -79,7 +85,7 @@ def connect(home: Home) -> MlflowClient:
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
         raise JobError(
-            f"MLflow at {uri} does not answer: {_first_line(error)}",
+            f"MLflow at {uri} does not answer: {first_line(error)}",
             f"Start it, or correct or unset {TRACKING_VARIABLE}.",
         ) from error
     return client
@@ -101,6 +107,9 @@ class Tracker:
         self.client = connect(home)
         self.uri = home.tracking_uri
         self._gone = False  # it was waited for in vain
+        self._experiments: dict[str, str] = {}
+        self._new: set[str] = set()  # runs made here that have no results yet
+        self._origin: dict[str, str] = {}  # tags of every run that is opened: code, packages, command
 
     def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
         """The job's parent run: `run_id` again if it still exists, else a new one."""
@@ -111,6 +120,32 @@ class Tracker:
     ) -> str | None:
         """A stage's run, nested below `parent`."""
         return self._open(f"the run of {name}", experiment, name, run_id, parent, params)
+
+    def log_origin(self, run_id: str | None, recipe: Mapping[str, Any]) -> None:
+        """Where the figures of a job come from: code, packages, machine, command. Files in the job's run, once for
+        every way it was run; tags in its run and, from here on, in those of its stages."""
+        if run_id is None:
+            return
+        found = gather(recipe)
+        self._origin = dict(found.tags)
+        where = self._try("log where the job comes from", lambda _: self._log_origin(run_id, found))
+        if where is not None:
+            self._origin[PROVENANCE_TAG] = where
+
+    def tag(self, run_id: str | None, tags: Mapping[str, str]) -> None:
+        """Say more of a run. Tags may change, parameters cannot."""
+        from mlflow.entities import RunTag
+
+        if run_id is not None:
+            rows = [RunTag(key, value) for key, value in tags.items()]
+            self._try("tag a run", lambda _: self.client.log_batch(run_id, tags=rows))
+
+    def log_inputs(self, run_id: str | None, inputs: Sequence[Input]) -> None:
+        """What a stage reads, as MLflow's datasets. Those that the run has already are not doubled."""
+        if run_id is None or not inputs:
+            return
+        rows = as_datasets(inputs)
+        self._try("log what a stage reads", lambda _: self.client.log_inputs(run_id, rows))
 
     def end(self, run_id: str | None, state: State) -> bool:
         """End a run as the stage or job ended. True if it is ended (or does not exist)."""
@@ -127,14 +162,24 @@ class Tracker:
         """A finished stage's figures (flattened to a.b.c) and its files."""
         if run_id is None:
             return
-        self._try("log results", lambda _: self._log_result(run_id, metrics, files))
+        self._try("log results", lambda again: self._log_result(run_id, metrics, files, again=again))
 
     def log_evaluation(self, run_id: str | None, metrics: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """An evaluation in the run of its job: figures as evaluation/self/psnr, files below evaluation/."""
         if run_id is None:
             return
         figures = {f"{EVALUATION}/{name}": value for name, value in flat(dict(metrics)).items()}
-        self._try("log the evaluation", lambda _: self._log_result(run_id, figures, files, EVALUATION))
+        self._try("log the evaluation", lambda _: self._log_result(run_id, figures, files, EVALUATION, again=True))
+
+    def log_step(self, run_id: str | None, step: int, metrics: Mapping[str, float]) -> None:
+        """Figures of a run at a step."""
+        if run_id is None:
+            return
+        from mlflow.entities import Metric
+
+        stamp = int(time.time() * 1000)
+        rows = [Metric(metric_name(name), value, stamp, step) for name, value in metrics.items()]
+        self._try("log a step", lambda _: self.client.log_batch(run_id, metrics=rows))
 
     def _open(
         self,
@@ -146,20 +191,24 @@ class Tracker:
         params: Mapping[str, Any],
     ) -> str | None:
         """`run_id` again if it exists, or while MLflow does not answer; else a new run."""
-        own = {HOME_TAG: self._home.identity(), OWNER_TAG: process_mark()}
+        from mlflow.entities import RunTag
+
+        own = {HOME_TAG: self._home.identity(), OWNER_TAG: process_mark(), **self._origin}
         tags = {**own, OPENED_TAG: uuid.uuid4().hex, **({PARENT_TAG: parent} if parent else {})}
 
         def open_(again: bool) -> str:
             if run_id is not None and self._exists(run_id):
-                for key, value in own.items():
-                    self.client.set_tag(run_id, key, value)
+                self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in own.items()])
                 self.client.update_run(run_id, status="RUNNING")
+                self._new.discard(run_id)
                 return run_id
-            where = self._experiment(experiment)
+            where = self._experiment(experiment, again)
             wanted = f"tags.`{OPENED_TAG}` = '{tags[OPENED_TAG]}'"  # the answer to its making may have been lost
             made = self.client.search_runs([where], wanted) if again else []
             run = made[0] if made else self.client.create_run(where, tags=tags, run_name=name)
             self._log_params(run.info.run_id, params)
+            if not again:
+                self._new.add(run.info.run_id)
             return str(run.info.run_id)
 
         opened: str | None = self._try(f"open {what}", open_)
@@ -171,26 +220,31 @@ class Tracker:
         try:
             return self.client.get_run(run_id).info.lifecycle_stage == "active"
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # not: no answer
+            if error.error_code in GONE:  # not: no answer
                 return False
             raise
 
-    def _experiment(self, name: str) -> str:
-        """Its id. Two drivers may make it at once, and a deleted one is brought back."""
+    def _experiment(self, name: str, again: bool) -> str:
+        """Its id; what is remembered of it counts the first time. Two drivers may make it at once, and a deleted one
+        is brought back."""
         from mlflow.exceptions import MlflowException
 
+        if name in self._experiments and not again:
+            return self._experiments[name]
         location = self._home.mlartifacts.as_uri() if self._home.keeps_artifacts else None
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self.client.create_experiment(name, artifact_location=location))
+                self._experiments[name] = str(self.client.create_experiment(name, artifact_location=location))
+                return self._experiments[name]
             except MlflowException:
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        self._experiments[name] = str(found.experiment_id)
+        return self._experiments[name]
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -199,25 +253,53 @@ class Tracker:
         for i in range(0, len(flat), 100):
             self.client.log_batch(run_id, params=flat[i : i + 100])
 
+    def _log_origin(self, run_id: str, found: Provenance) -> str:
+        """Where the files are: provenance/N, N from 1 on, a new one where the last attempt's were others."""
+        from mlflow.entities import RunTag
+
+        number, _, digest = self.client.get_run(run_id).data.tags.get(PROVENANCE_TAG, "0 ").partition(" ")
+        count = int(number)
+        if digest != found.digest:
+            count += 1
+            for name, text in found.files.items():
+                self.client.log_text(run_id, text, f"{FOLDER}/{count}/{name}")
+        tags = {**found.tags, **machine_tags(), PROVENANCE_TAG: f"{count} {found.digest}"}
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return f"runs:/{run_id}/{FOLDER}/{count}"
+
     def _end(self, run_id: str, status: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
         unsent = self._home.unsent(run_id)
-        if self._exists(run_id):
-            if unsent.exists():
-                MlflowSink(self.uri, run_id, unsent).close()
+        if unsent.exists() and self._exists(run_id):
+            MlflowSink(self.uri, run_id, unsent).close()
             if unsent.exists():
                 raise JobError("some of its values were not taken")
+        try:
             self.client.set_terminated(run_id, status=status)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
         unsent.unlink(missing_ok=True)
         return True
 
     def _log_result(
-        self, run_id: str, metrics: Mapping[str, Any], files: Mapping[str, Path], folder: str | None = None
+        self,
+        run_id: str,
+        metrics: Mapping[str, Any],
+        files: Mapping[str, Path],
+        folder: str | None = None,
+        *,
+        again: bool,
     ) -> None:
+        """What a run that may have results has already (of an attempt that died after this) is not logged twice."""
         from mlflow.entities import Metric
 
         stamp = int(time.time() * 1000)
         numbers = {metric_name(k): float(v) for k, v in flatten(metrics).items() if isinstance(v, (int, float))}
-        there = self.client.get_run(run_id).data.metrics  # an attempt that died after this may have logged it
+        new = run_id in self._new and not again
+        self._new.discard(run_id)
+        there = {} if new else self.client.get_run(run_id).data.metrics
         rows = [Metric(name, value, stamp, 0) for name, value in numbers.items() if there.get(name) != value]
         for i in range(0, len(rows), 500):
             self.client.log_batch(run_id, metrics=rows[i : i + 500])
@@ -256,7 +338,7 @@ class Tracker:
                 failure = error
             if not (patient and self.wait()):
                 break
-        self._warn(f"MLflow could not {what}: {_first_line(failure)}")
+        self._warn(f"MLflow could not {what}: {first_line(failure)}")
         return None
 
 
@@ -276,6 +358,6 @@ def metric_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)[:250]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return masked(f"{type(error).__name__}: {text[0] if text else ''}")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
 from lavatar.errors import JobError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.finished import recipe_of, released
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Person, WarmSource, release_dir
@@ -98,10 +98,15 @@ def _rank(trained: _Trained) -> tuple[bool, float, float, str]:
 
 def _pairs_of(registry: Registry, avatar_key: str) -> list[_Trained]:
     """Every pair of that trained avatar, in whatever state."""
-    jobs = select(JobStage.job_id).where(JobStage.stage_key == avatar_key)
+    head, same = aliased(JobStage), aliased(JobPair)  # a stage has one name in a job, where one video may have several
     query = select(Stage, Job, JobPair).join(JobStage, JobStage.stage_key == Stage.key)
-    query = query.join(Job, Job.id == JobStage.job_id).join(JobPair, JobPair.job_id == Job.id)
-    query = query.where(Stage.kind == StageKind.PAIR.value, Job.id.in_(jobs)).order_by(Job.created, Job.id)
+    query = query.join(Job, Job.id == JobStage.job_id)
+    query = query.join(
+        JobPair, and_(JobPair.job_id == Job.id, JobStage.name == lookup.stage_name(StageKind.PAIR, JobPair))
+    )
+    query = query.join(same, and_(same.job_id == Job.id, same.avatar_digest == JobPair.avatar_digest))
+    query = query.join(head, and_(head.job_id == Job.id, head.name == lookup.stage_name(StageKind.AVATAR, same)))
+    query = query.where(head.stage_key == avatar_key).order_by(Job.created, Job.id)
     with registry.read() as session:
         found = {
             stage.key: _Trained(stage, job, pair, _score(session, stage.key))
@@ -121,9 +126,11 @@ def _without_a_job(registry: Registry) -> list[Stage]:
 
 def _score(session: Session, pair_key: str) -> float | None:
     """Mean correlation of the expressions of actor and result, in the newest preview of the pair."""
-    jobs = select(JobStage.job_id).where(JobStage.stage_key == pair_key)
-    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key).where(JobStage.job_id.in_(jobs))
-    query = query.where(Stage.kind == StageKind.PREVIEW.value, Stage.state == State.FINISHED.value)
+    bridge = aliased(JobStage)
+    query = select(Stage).join(JobStage, JobStage.stage_key == Stage.key)
+    query = query.join(bridge, and_(bridge.job_id == JobStage.job_id, bridge.stage_key == pair_key))
+    query = query.where(JobStage.name == func.replace(bridge.name, "pair:", "preview:"))
+    query = query.where(Stage.state == State.FINISHED.value)
     for preview in session.scalars(query.order_by(Stage.ended.desc(), Stage.key)):
         compared = (preview.metrics.get("cross") or {}).get("expression") or {}
         r = [

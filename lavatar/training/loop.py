@@ -25,6 +25,7 @@ from lavatar.training import checkpoint as checkpoints
 from lavatar.training.batch import sample_keys, split
 from lavatar.training.checkpoint import Checkpoint
 from lavatar.training.engine import Engine, EngineState
+from lavatar.training.pace import Pace
 from lavatar.training.prefetch import Prefetch
 from lavatar.training.rng import rng_state, seed_all, set_rng_state, untouched_rng
 from lavatar.training.schedule import rate_factor
@@ -99,7 +100,7 @@ class _Run:
         self.on_saved, self.saved = on_saved, -1
         self.losses: dict[str, float] = {}  # of the last step that was logged
         self.shown = 0.0
-        self.batches = Prefetch(task.batches, engine.device, config.steps)
+        self.batches, self.pace = Prefetch(task.batches, engine.device, config.steps), Pace(config.batch_size)
         check_batch(config, engine.world)
 
     def to_the_end(self, stop: Callable[[], bool]) -> TrainingOutcome:
@@ -115,7 +116,8 @@ class _Run:
             last = done == self.config.steps
             if done % self.config.log_every == 0 or last or step == start:
                 outcome.losses = self.losses = {name: float(value) for name, value in terms.items()}
-                self._log(done, self.losses)
+                pace = self.pace.look()
+                self._log(done, {**self.losses, **(pace if step > start else {})})  # the first step warms up
             self._show(done, start, began, terms)
             self._measure(done)
             if done % self.config.picture_every == 0 or last:
@@ -129,7 +131,7 @@ class _Run:
 
     def _step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step; the mean of each term."""
-        parts = split(self.batches.batch(step), self.config.accumulation)
+        parts = split(self.pace.step(self.batches.batch, step), self.config.accumulation)
 
         def losses(part: int) -> dict[str, Tensor]:
             terms = self.task.losses(parts[part], step)
@@ -211,10 +213,10 @@ class _Run:
             "Repeat the command to go on from there.",
         )
 
-    def _log(self, step: int, terms: dict[str, float]) -> None:
+    def _log(self, step: int, values: dict[str, float]) -> None:
         if self.engine.rank == 0:
-            rates = {f"{self.curve}rate/{g['name']}": float(g["lr"]) for g in self.engine.optimizer.param_groups}
-            self.metrics.log_metrics(step, {**{f"{self.curve}{k}": v for k, v in terms.items()}, **rates})
+            rates = {f"rate/{g['name']}": float(g["lr"]) for g in self.engine.optimizer.param_groups}
+            self.metrics.log_metrics(step, {f"{self.curve}{k}": v for k, v in {**values, **rates}.items()})
 
     def _show(self, done: int, start: int, began: float, terms: dict[str, Tensor]) -> None:
         now = time.monotonic()

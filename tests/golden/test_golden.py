@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.configs.training import TrainingConfig
-from lavatar.contracts import NullSink
+from lavatar.contracts import NullSink, measures_time
 from lavatar.datasets import shards
 from lavatar.datasets.loader import FrameStore
 from lavatar.errors import Interrupted
@@ -141,7 +141,8 @@ class Curves(NullSink):
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items() if "total" in metrics else ():  # else it is a measurement now and then
-            self.terms.setdefault(name, []).append(value)
+            if not measures_time(name):
+                self.terms.setdefault(name, []).append(value)
 
 
 def first_steps(task: TrainingTask, config: TrainingConfig, folder: Path) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ import psutil
 from submit_files import LIMIT, Lavatar
 
 from lavatar.cluster import session
+from lavatar.contracts import measures_time
 from lavatar.platform import lookup
 from lavatar.platform.home import Home
 from lavatar.platform.registry import Registry, open_registry
@@ -89,11 +90,15 @@ def until(condition: Callable[[], Any], lavatar: Lavatar, seconds: float = LIMIT
 
 def process_of(lavatar: Lavatar, stage: str, begins: str) -> int | None:
     """The newest process that wrote "BEGINS… begins (process N)" into the log of a stage."""
+    return next(reversed(processes_that_said(lavatar, stage, begins)), None)
+
+
+def processes_that_said(lavatar: Lavatar, stage: str, begins: str) -> list[int]:
+    """All that did, the oldest first."""
     row = lavatar.stage(stage)
     log = lavatar.home / "logs" / f"{row.key}.log" if row else None
     text = log.read_text() if log and log.exists() else ""
-    pids = re.findall(rf"{re.escape(begins)}.*: begins \(process (\d+)\)", text)
-    return int(pids[-1]) if pids else None
+    return [int(pid) for pid in re.findall(rf"{re.escape(begins)}.*: begins \(process (\d+)\)", text)]
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -152,7 +157,7 @@ def _files(home: Home, registry: Registry, stages: list[Any]) -> dict[str, str]:
 
 def _untimed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _untimed(v) for k, v in value.items() if k not in ("seconds", "first_step")}
+        return {k: _untimed(v) for k, v in value.items() if not measures_time(k)}
     return value
 
 
@@ -180,10 +185,10 @@ def same_as_undisturbed(lavatar: Lavatar, undisturbed: Story, fault: Moment | No
 
 def _same_curves(stage: str, found: dict[str, dict[int, float]], wanted: dict[str, dict[int, float]]) -> None:
     """Every step of an undisturbed run with its very value; where training was taken up one step more is logged."""
-    assert set(found) == set(wanted), stage
-    for name, curve in wanted.items():
-        if "seconds" not in name and "first_step" not in name:
-            assert {step: found[name].get(step) for step in curve} == curve, f"{stage}: {name}"
+    timeless = {name: curve for name, curve in wanted.items() if not measures_time(name)}
+    assert {name for name in found if not measures_time(name)} == set(timeless), stage
+    for name, curve in timeless.items():
+        assert {step: found[name].get(step) for step in curve} == curve, f"{stage}: {name}"
 
 
 def _little_repeated(lavatar: Lavatar, fault: Moment) -> None:

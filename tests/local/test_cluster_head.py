@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -18,9 +19,14 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from submit_files import Lavatar
+from submit_files import LIMIT, Lavatar
 
 from lavatar.cluster import head
+from lavatar.platform import ledger
+from lavatar.platform.detached import HANDED, stranded, waiting
+from lavatar.platform.home import Home
+from lavatar.platform.registry import now, open_registry
+from lavatar.platform.tables import Job
 
 SLOW_AVATAR = 600  # steps: long enough to be cancelled in the middle
 
@@ -49,6 +55,13 @@ def test_a_second_up_finds_the_first_and_status_shows_its_nodes(lavatar: Lavatar
     assert node["alive"]
     assert node["resources"]["CPU"] == psutil.cpu_count()
     assert "127.0.0.1  head  alive" in lavatar("cluster", "status")[1]
+
+
+def test_ui_leads_to_its_dashboard(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
+    elsewhere = Lavatar(lavatar.home, {"MLFLOW_TRACKING_URI": "http://mlflow.example:5000"})
+    ray = json.loads(elsewhere("ui", "--json")[1])["ray"]
+    assert (ray["running"], ray["dashboard"]) == (True, cluster["dashboard"])
+    assert ray["token_file"] == cluster["token_file"]
 
 
 def test_it_listens_on_loopback_and_asks_for_the_token(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
@@ -112,13 +125,21 @@ SHOWN = (
 )  # fmt: skip
 
 
+def processor_seconds() -> float:
+    """Of all commands that have ended: a busy machine lengthens their time, this hardly."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.timeout(1200)
 def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
     for seed, name in enumerate(("ann", "bob", "cyd")):
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
     submit = lavatar.submit("ann", "bob", "--actor", "cyd", "--detach", "--json", avatar_training__steps=SLOW_AVATAR)
+    before = processor_seconds()
     code, out = lavatar(*submit)
     assert code == 0, lavatar.errors()
+    assert processor_seconds() - before < 3, "it returns in three seconds where it has a processor to itself"
     answer = json.loads(out)
     job = answer["job"]
     assert answer["ray_job"] == job
@@ -134,12 +155,14 @@ def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[st
         "job": job, "state": "cancelled", "cancel_asked": False,
     }  # fmt: skip
 
-    assert json.loads(lavatar("jobs", "resume", job, "--detach", "--json")[1])["ray_job"] == f"{job}-2"
+    both = [lavatar.start("jobs", "resume", job, "--detach", "--json") for _ in range(2)]  # at the same instant
+    names = [json.loads(process.communicate(timeout=LIMIT)[0]).get("ray_job") for process in both]
+    assert set(names) - {None} == {f"{job}-2"}, "None: it ran already when the second one looked"
     until(lambda: lavatar.stage("avatar:ann").state == "running")
     assert json.loads(lavatar(*submit)[1])["ray_job"] is None, "it is running"
     code, err = lavatar("cluster", "down")[0], lavatar.errors()
     assert code == 1
-    assert f"jobs are running: {job}" in err
+    assert f"jobs are running or about to: {job}" in err
     followed = lavatar("jobs", "logs", "-f", job)[1].splitlines()
     assert followed[-1].endswith(" finished"), followed[-5:]
     report = json.loads(lavatar("jobs", "show", job, "--json")[1])
@@ -154,6 +177,30 @@ def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[st
     again = json.loads(lavatar("jobs", "resume", job, "--detach", "--json")[1])
     assert again["state"] == "finished", "nothing is left to do"
     assert json.loads(lavatar(*submit)[1])["ray_job"] is None
+    current = head.current(lavatar.home)
+    assert current is not None
+    assert [one.name for one in head.submissions(lavatar.home, current, job)] == [job, f"{job}-2"]
+
+
+def test_a_job_that_the_cluster_does_not_begin_is_told(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
+    """Its driver dies before it says anything."""
+    home, current = Home(lavatar.home), head.current(lavatar.home)
+    assert current is not None
+    registry = open_registry(home)
+    with registry.write() as session:
+        session.add(Job(id="lost", avatar="ann", actor="bob", recipe_name="tiny", recipe={}, created=now()))
+    assert stranded(home, registry, "lost") is None, "it was not handed over"
+    ledger.record(registry, "lost", f"{HANDED} at nowhere")
+    assert head.submit(lavatar.home, current, "lost", "sleep 15; exit 3", {}) == "lost"
+    assert head.submissions(lavatar.home, current, "lost")[-1].going
+    assert stranded(home, registry, "lost") is None, "it may still begin"
+    assert waiting(home, registry) == ["lost"]
+    assert lavatar("cluster", "down")[0] == 1
+    assert "jobs are running or about to: lost" in lavatar.errors()
+    assert lavatar("jobs", "logs", "-f", "lost")[0] == 1
+    assert "job lost was never begun: Ray says of lost: FAILED" in lavatar.errors()
+    assert json.loads(lavatar("jobs", "show", "lost", "--json")[1])["state"] == "interrupted"
+    registry.close()
 
 
 def test_down_ends_all_that_was_started_and_nothing_else(lavatar: Lavatar, cluster: dict[str, Any]) -> None:

@@ -188,9 +188,18 @@ def test_a_share_is_what_is_wanted_as_far_as_it_can_be_lowered() -> None:
         ({"workers": 13, "gpus": 1, "cpus": 1}, "13 workers of pair (1 CPU, 1 GPU each) are wanted, .* room for 12"),
         ({"workers": 4, "gpus": 4, "cpus": 1}, "4 workers .* room for 3"),
         ({"workers": 9, "memory_gb": 30}, "room for 6"),
+        ({"workers": 13, "gpus": 0.6, "cpus": 1}, "13 workers .* room for 12"),
+        ({"workers": 25, "gpus": 0.4, "cpus": 1}, "25 workers .* room for 24"),
     ],
 )
 def test_what_can_never_be_placed_is_refused_with_the_reason(wanted: dict[str, Any], reason: str) -> None:
     with pytest.raises(PlacementError, match=reason.replace("(", r"\(").replace(")", r"\)")) as caught:
         share_of(StageResources(**wanted), Machine((Node(16, 4, 60),) * 3), "pair")
     assert "resources.pair." in caught.value.hint
+
+
+def test_a_cluster_whose_nodes_are_not_up_yet_is_told() -> None:
+    """As Kubernetes and the clouds begin: a head that takes no work."""
+    with pytest.raises(PlacementError, match="no node of the cluster has a CPU") as caught:
+        share_of(StageResources(cpus=1), Machine((Node(0),)), "pair")
+    assert "lavatar cluster status --wait" in caught.value.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -27,9 +28,9 @@ from lavatar.errors import ConfigError, Interrupted, OutOfMemoryError, StageFail
 from lavatar.training.checkpoint import latest
 
 
-def _pair_spec(home: Path, name: str, failures: int = 2) -> StageSpec:
+def _pair_spec(home: Path, name: str, failures: int = 2, workers: int = 1) -> StageSpec:
     key = hashlib.sha256(name.encode()).hexdigest()
-    resources = ResourcesConfig(pair=StageResources(cpus=1), max_failures=failures)
+    resources = ResourcesConfig(pair=StageResources(cpus=1, workers=workers), max_failures=failures)
     dump = Recipe(name="test", resources=resources).model_dump(mode="json")
     return StageSpec(StageKind.PAIR, f"pair:{name}", key, home, home / "checkpoints" / key, {}, dump)
 
@@ -221,6 +222,21 @@ def test_a_killed_worker_is_restarted_and_the_curve_goes_on_bit_by_bit(toy_runne
         }
     lines = curve.read_text().splitlines()
     assert len({line for line in lines if '"ynet/total"' in line}) == 20, "steps done twice must give the same numbers"
+
+
+def test_workers_of_one_machine_meet_on_loopback_alone(toy_runner: StageRunner, tmp_path: Path) -> None:
+    """Two of them; also what Ray has them listen for, and what Gloo does."""
+    import toy_bodies
+
+    told = tmp_path / "told"
+    spec = _pair_spec(tmp_path, f"heard {told}", workers=2)
+    with toy_runner as runner:
+        handle = runner.start(spec, toy_bodies.SinkFactory(tmp_path / "curve.jsonl"))
+        watch(handle)
+        assert handle.result().metrics["mapping"]["steps"] == 20
+    found = [json.loads(told.with_suffix(f".{rank}").read_text()) for rank in (0, 1)]
+    assert [len(each) >= 2 for each in found] == [True, True], found
+    assert {ip.removeprefix("::ffff:") for each in found for ip in each} == {"127.0.0.1"}
 
 
 def test_a_bad_loss_comes_back_as_itself_without_a_restart(toy_runner: StageRunner, tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from fault_files import (
     new_home,
     process_of,
     processes_of,
+    processes_that_said,
     same_as_undisturbed,
     small_job,
+    story,
     until,
 )
 from submit_files import Lavatar
@@ -157,6 +159,48 @@ def test_a_node_that_dies_is_replaced_by_another(lavatar: Lavatar, join: Any, un
     assert lavatar.stage("avatar:ann").state == "running", "it waits for a node"
     nodes.append(join())
     end(lavatar, job, undisturbed, first)
+
+
+@pytest.mark.skipif(own_address().startswith("127."), reason="nodes join only where a machine has a network address")
+@pytest.mark.parametrize("cluster", [own_address()], indirect=True)
+def test_an_avatar_that_trains_over_two_nodes_outlives_one_of_them(lavatar: Lavatar, join: Any, tmp_path: Path) -> None:
+    """Two workers, for each of which one node has room; what they make is what two on one machine make."""
+    (tmp_path / "together").mkdir()
+    together = new_home(tmp_path / "together")
+    assert together(*small_job(together, resources__avatar__workers=2))[0] == 0, together.errors()
+    undisturbed = story(together)
+    nodes = [join(), join()]
+    over_two = {**TOO_BIG, "resources__avatar__workers": 2}
+    job = json.loads(lavatar(*small_job(lavatar, "--detach", **over_two))[1])["job"]
+    moment = at_checkpoint(lavatar, 2)
+    workers = processes_that_said(lavatar, *TRAINER)
+    assert len(workers) == 2
+    assert {node_of(pid, nodes) for pid in workers} == set(nodes)
+    kill_all(nodes[0])
+    time.sleep(5)
+    assert lavatar.stage("avatar:ann").state == "running", "it waits for a node"
+    nodes.append(join())
+    end(lavatar, job, undisturbed, moment)
+
+
+def test_a_detached_driver_that_dies_leaves_a_job_that_can_be_resumed(
+    lavatar: Lavatar, cluster: head.Head, undisturbed: Story, tmp_path: Path
+) -> None:
+    """Seen from another machine too, which has a home of its own and the same registry."""
+    other = Lavatar(tmp_path / "other" / "home", {"LAVATAR_REGISTRY": f"sqlite:///{lavatar.home}/registry.db"})
+    other.home.mkdir(parents=True)
+    job = json.loads(lavatar(*small_job(lavatar, "--detach"))[1])["job"]
+    moment = at_checkpoint(lavatar, 3)
+    follower = other.start("jobs", "logs", "-f", job)
+    psutil.Process(lavatar.stage("avatar:ann").owner_pid).kill()
+    until(lambda: json.loads(other("jobs", "show", job, "--json")[1])["state"] == "interrupted", lavatar)
+    assert "avatar:ann" in follower.communicate(timeout=60)[0]
+    assert lavatar("jobs", "resume", job, "--detach")[0] == 0, lavatar.errors()
+    until(lambda: lavatar.stage("avatar:ann").state == "running", lavatar)
+    assert other("jobs", "cancel", job)[0] == 0
+    assert "cancelled; what is done is kept" in other("jobs", "logs", "-f", job)[1]
+    assert lavatar("jobs", "resume", job, "--detach")[0] == 0, lavatar.errors()
+    end(lavatar, job, undisturbed, moment)
 
 
 def test_a_head_that_dies_leaves_a_job_that_can_be_resumed(

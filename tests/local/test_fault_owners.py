@@ -19,14 +19,24 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fault_files import INLINE, Story, at_checkpoint, new_home, same_as_undisturbed, small_job
-from platform_fakes import FORK, FakeHandle, FakeRunner, NoTracker, finish, make_plan_of, office, use_plain_digest
+from platform_fakes import (
+    FORK,
+    FakeHandle,
+    FakeRunner,
+    NoTracker,
+    finish,
+    make_plan_of,
+    no_models,
+    office,
+    use_plain_digest,
+)
 from submit_files import LIMIT, Lavatar, stopped
 from test_platform_registry import add_stage
 
 from lavatar.cluster import mailbox
 from lavatar.contracts import StageResult
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, lookup, registering
+from lavatar.platform import jobs, ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.leases import LEASE_SECONDS, Owner, heartbeat
 from lavatar.platform.registry import open_registry
@@ -66,7 +76,7 @@ def _submit_again_and_again(root: Path, pairs: list[str], barrier: Any, results:
     with pytest.MonkeyPatch.context() as patch:
         use_plain_digest(patch)
         patch.setattr(jobs, "Tracker", NoTracker)
-        patch.setattr(registering, "register", lambda *args: 1)
+        no_models(patch)
         patch.setattr("lavatar.platform.execution.BUSY_POLL_SECONDS", 0.05)
         home = Home(root)
         registry, told = open_registry(home), []

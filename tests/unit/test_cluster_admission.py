@@ -52,6 +52,20 @@ def test_what_one_stage_has_no_room_for_goes_to_the_next() -> None:
     assert cluster.ask("a", GPU, CPU, CPU, CPU, CPU) == [CPU] * 3
 
 
+def test_small_stages_are_started_ahead_to_wait_for_the_next_gpu() -> None:
+    cluster = Cluster(Node(16, 8), Node(16, 8), Node(6, 1))
+    assert cluster.ask("a", *[GPU] * 40) == [GPU] * 19  # 17 GPUs, and one more for eight
+    assert cluster.ask("a", *[QUARTER] * 4) == cluster.ask("a", Demand(2, 2)) == []
+    assert cluster.ask("a", CPU, CPU) == [CPU] * 2  # what wants no GPU has its room
+    cluster.running["a"].remove(GPU)
+    cluster.ask("a")
+    assert cluster.ask("b", *[QUARTER] * 6) == [QUARTER] * 4
+    few = Cluster(Node(16, 7))
+    assert few.ask("a", *[GPU] * 40) == [GPU] * 7
+    alone = Cluster(Node(16, 16))
+    assert alone.ask("a", Demand(8, 8), Demand(8, 8), Demand(2, 2)) == [Demand(8, 8)] * 2  # those of one GPU only
+
+
 def test_a_small_job_is_not_behind_a_large_one() -> None:
     cluster = Cluster(Node(8))
     assert len(cluster.ask("large", *[CPU] * 1600)) == 8
@@ -98,17 +112,19 @@ def test_a_higher_priority_goes_first_whatever_it_holds() -> None:
 def test_a_large_stage_waits_for_small_ones_only_so_long() -> None:
     cluster = Cluster(Node(64, 8))
     eight = Demand(8, 8)
-    cluster.ask("small", *[GPU] * 100)
+    assert cluster.ask("small", *[GPU] * 100) == [GPU] * 9  # one ahead
     assert cluster.ask("large", eight) == []
     cluster.running["small"].pop()
+    assert cluster.ask("small", *[GPU] * 91) == []  # none ahead any more
+    cluster.running["small"].pop()
     cluster.now += 1
-    assert cluster.ask("small", *[GPU] * 92) == [GPU]  # what the large one cannot use passes it
+    assert cluster.ask("small", *[GPU] * 91) == [GPU]  # what the large one cannot use passes it
     for _ in range(int(PATIENCE_SECONDS / 10) + 1):
         cluster.now += 10
-        cluster.ask("small", *[GPU] * 91), cluster.ask("large", eight)
+        cluster.ask("small", *[GPU] * 90), cluster.ask("large", eight)
     for _ in range(8):
         cluster.running["small"].pop()
-        assert cluster.ask("small", *[GPU] * 91) == []  # from now on it is kept
+        assert cluster.ask("small", *[GPU] * 90) == []  # from now on it is kept
     assert cluster.ask("large", eight) == [eight]
 
 

@@ -18,7 +18,8 @@ import pytest
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, NullSink, VideoSource
 from lavatar.datasets import pose, shards, tracks
-from lavatar.datasets.preprocess import dataset_digest, preprocess, serial, track_driver
+from lavatar.datasets.driver import track_driver
+from lavatar.datasets.preprocess import dataset_digest, preprocess, serial
 from lavatar.datasets.salvage import remains, take_apart
 from lavatar.datasets.weights import WEIGHTS
 from lavatar.errors import FaceError, Interrupted, ShardError, StorageError, VideoError, WeightsError

@@ -96,7 +96,7 @@ class Mapping(nn.Module):
 def oracle_pair(actor: Path) -> Pair:
     seen: Any = Oracle(FrameStore(actor, SIZE, None), 2)
     mapping: Any = Mapping()
-    return Pair(seen, mapping, 32, "ann", "bob", torch.device("cpu"))
+    return Pair(seen, mapping, 6, 32, "ann", "bob", torch.device("cpu"))
 
 
 def test_an_oracle_is_perfect_and_beats_the_trivial(subjects: tuple[Path, Path]) -> None:

@@ -98,6 +98,8 @@ def test_mlflow_keeps_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     recipe = load_recipe("tiny").model_dump(mode="json")
     run = tracker.open_job("lavatar/a<-b", "job1", None, {"avatar": "a", **recipe})
     assert run
+    monkeypatch.setattr("sys.argv", ["lavatar", "submit", "--actor", "https://u:s3cr3t@host/clip.mp4"])
+    tracker.log_origin(run, recipe)
     factory = tracker.sink_factory(run)
     assert factory
     with contextlib.closing(factory()) as sink:

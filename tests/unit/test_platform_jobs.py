@@ -17,7 +17,7 @@ import pytest
 from lavatar.cluster.results import read_result, write_result
 from lavatar.contracts import Event, StageKind, StageResult
 from lavatar.errors import FaceError, Interrupted, JobError, ShardError, StageBusyError, StageFailedError, StorageError
-from lavatar.platform import execution, jobs, ledger, lookup, registering
+from lavatar.platform import execution, jobs, ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
@@ -36,6 +36,7 @@ from platform_fakes import (
     fresh,
     make_plan,
     make_plan_of,
+    no_models,
     office,
     plain_digest,
     start_driver,
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("plain_digest", "home", "no_mlflow")
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
 

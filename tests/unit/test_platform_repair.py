@@ -23,20 +23,21 @@ from lavatar.cluster.session import temp_of
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
 from lavatar.datasets.preprocess import DIGEST, WORK, kept_segment
-from lavatar.platform import jobs, leases, ledger, lookup, registering
+from lavatar.platform import jobs, leases, ledger, lookup
+from lavatar.platform.detached import HANDED
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry, now, open_registry
-from lavatar.platform.tables import Stage
+from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import OWNER_TAG, Tracker, connect
 from lavatar.training import checkpoint as checkpoints
 from lavatar.training.loop import TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from dataset_files import make_meta, make_pictures
-from platform_fakes import FORK, FakeHandle, NoTracker, fresh, make_plan, office, plain_digest
+from platform_fakes import FORK, FakeHandle, NoTracker, fresh, make_plan, no_models, office, plain_digest
 from repair_files import doctor, flip_byte, make_checkpoint, solid_runner, words, write_model
 from toy_task import ToyTask
 from train_toy import CurveFile, train_toy
@@ -50,7 +51,7 @@ World = tuple[Home, Registry, Plan]
 def world(home: Path, plain_digest: None, monkeypatch: pytest.MonkeyPatch) -> World:
     """A finished job of A driven by B, without MLflow."""
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     place, registry = fresh(home)
     plan = make_plan(place)
@@ -88,6 +89,10 @@ def _drive(root: Path, ready: Any) -> None:
 
     def train(handle: FakeHandle) -> StageResult:
         Tracker(Home(root), print).open_job("lavatar/lost", "lost", None, {})
+        while any(
+            v.name.startswith("preprocess") and _going(v.stage) for v in lookup.job_stages(registry, plan.job_id)
+        ):
+            time.sleep(0.02)
         ready.set()
         handle.until_cancelled(300)
         raise AssertionError
@@ -95,7 +100,13 @@ def _drive(root: Path, ready: Any) -> None:
     home, registry = fresh(root)
     runner = solid_runner()
     runner.bodies["avatar"] = train
-    run_job(office(home, registry, runner), make_plan(home))
+    plan = make_plan(home)
+    run_job(office(home, registry, runner), plan)
+
+
+def _going(stage: Stage) -> bool:
+    """Whether the driver still has to write down how it ended."""
+    return stage.state != "finished" or stage.mlflow_open
 
 
 def test_what_a_killed_driver_leaves(home: Path, plain_digest: None, lavatar: Any) -> None:
@@ -150,8 +161,13 @@ def test_another_homes_run_and_another_hosts_process_are_left(home: Path, monkey
     }  # fmt: skip
 
 
-def test_a_run_is_not_ended_before_the_process_that_finished_its_stage_ends_it(world: World) -> None:
-    """Another machine's process has ten minutes for that; one of this machine as long as it lives."""
+def test_a_run_is_not_ended_before_the_process_that_finished_its_stage_ends_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine's process has ten minutes for that; one of this machine as long as it lives. By the registry's
+    clock: this machine's is an hour ahead."""
+    clock = time.time
+    monkeypatch.setattr("time.time", lambda: clock() + 3600)
     home, registry, plan = world
     tracker, row = Tracker(home, print), lookup.get_stage(registry, plan.stages[2].key)
     assert row is not None
@@ -161,11 +177,27 @@ def test_a_run_is_not_ended_before_the_process_that_finished_its_stage_ends_it(w
     tracker.client.set_tag(run, OWNER_TAG, "far|1|1.0")
     assert doctor(home, repair=True) == []
     with registry.write() as session:
-        session.execute(update(Stage).values(ended=now() - 700))
+        session.execute(update(Stage).values(ended=clock() - 700))
     (found,) = doctor(home, repair=True)
     assert "MLflow run 'avatar:A'" in found.finding.what
     assert tracker.client.get_run(run).info.status == "FINISHED", "as its stage"
     assert doctor(home) == []
+
+
+def test_a_job_whose_cluster_is_gone_before_it_began_is_interrupted(home: Path) -> None:
+    place, registry = fresh(home)
+    with registry.write() as session:
+        for name in ("lost", "new"):
+            session.add(Job(id=name, avatar="a", actor="b", recipe_name="tiny", recipe={}, created=now()))
+    ledger.record(registry, "lost", f"{HANDED} at 127.0.0.1:1 as lost")
+    (found,) = doctor(place)
+    assert "job lost (a <- b) is pending, and the cluster that it was handed to is gone" in found.finding.what
+    (found,) = doctor(place, repair=True)
+    assert found.mended
+    lost = lookup.get_job(registry, "lost")
+    assert (lost.state, lost.hint) == ("interrupted", "Take it up: lavatar jobs resume lost")
+    assert lookup.get_job(registry, "new").state == "pending"
+    assert doctor(place) == []
 
 
 def test_a_lease_of_another_machine_ends_when_it_has_run_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,14 +406,16 @@ def test_temporary_files_and_rays_folders_of_the_dead_are_removed(short: Path) -
         temp_of(home / "ray") / f"session_2026-01-01_00-00-00_000000_{dead}",
         home / "ray" / f"session-{dead}.json",
         home / "handed" / f"{platform.node()}-{dead}.json",
+        home / "ray" / "train" / "eeeeeeeeeeeeeeee-1234",
+        home / "videos" / f".{'d' * 64}.fetch.part",
     ]
     latest = temp_of(home / "ray") / "session_latest"
     stays = temp_of(home / "ray") / f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
-    for folder in (*left[1:4], stays):
+    for folder in (*left[1:4], *left[6:], stays):
         folder.mkdir(parents=True)
         (folder / "file").write_text("x" * 1000)
     left[5].parent.mkdir()
-    for file in left[4:]:
+    for file in left[4:6]:
         file.write_text("{}")
     latest.symlink_to(left[3])
     left.append(latest)

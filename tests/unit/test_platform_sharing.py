@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from lavatar.contracts import StageKind
 from lavatar.errors import ConfigError, Interrupted, JobError, StageFailedError, UsageError
-from lavatar.platform import jobs, registering
+from lavatar.platform import jobs
 from lavatar.platform.commands.evaluate import run_of
 from lavatar.platform.finished import find_avatar, find_pair
 from lavatar.platform.home import Home
@@ -31,6 +31,7 @@ from platform_fakes import (
     fresh,
     make_plan,
     make_shared_plan,
+    no_models,
     office,
     person,
     plain_digest,
@@ -46,7 +47,7 @@ World = tuple[Home, Registry]
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
     return fresh(tmp_path)

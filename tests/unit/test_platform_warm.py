@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from platform_fakes import FakeHandle, FakeRunner, NoTracker, finish, fresh, office, person, plain_digest, tiny
+from platform_fakes import (
+    FakeHandle,
+    FakeRunner,
+    NoTracker,
+    either,
+    finish,
+    fresh,
+    no_models,
+    office,
+    person,
+    plain_digest,
+    tiny,
+)
 
 from lavatar.contracts import StageKind, StageResult
 from lavatar.errors import StageFailedError
-from lavatar.platform import jobs, planning, registering
+from lavatar.platform import jobs, planning
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
 from lavatar.platform.planning import Plan
@@ -23,14 +35,14 @@ from lavatar.platform.report import report, report_text
 from lavatar.platform.warm import WarmChoice
 
 pytestmark = pytest.mark.usefixtures("plain_digest", "home")
-__all__ = ["plain_digest"]
+__all__ = ["either", "plain_digest"]
 World = tuple[Home, Registry]
 
 
 @pytest.fixture(autouse=True)
 def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Tracker", NoTracker)
-    monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
+    no_models(monkeypatch)
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     monkeypatch.setattr("lavatar.platform.home.Home.tracking_uri", "none")
 
@@ -71,6 +83,28 @@ def test_the_first_pair_is_cold_and_the_second_begins_at_it(world: World) -> Non
     pair = first.stage(StageKind.PAIR)
     assert second.stage(StageKind.PAIR).spec.inputs["warm"] == planning.release_dir(pair.spec.out_dir)
     assert warm_plan(world, "C", avatar="D").pairs[0].warm is None, "that avatar has no pair"
+
+
+def test_of_a_job_of_many_pairs_only_the_avatars_own_are_begun_at(either: str, world: World) -> None:
+    home, registry = world
+    people = {name: person(name, ord(name)) for name in "ABCDE"}
+    pairs = [(people[a], people[b]) for a, b in ("AC", "AD", "BC", "BD")]
+    many = planning.plan(home.root, home.out_dir, pairs, tiny("pair_learning.warm=false"))
+    follows = {"preview:A<-C": 0.8, "preview:A<-D": 0.2, "preview:B<-C": 0.3, "preview:B<-D": 0.9}
+
+    def preview(handle: FakeHandle) -> StageResult:
+        cross = {"expression": {"jaw": {"r": follows[handle.spec.name]}}, "frames": 3}
+        return replace(finish(handle), metrics={"cross": cross})
+
+    run_job(office(home, registry, FakeRunner({"preview": preview})), many)
+    for avatar, best in (("A", "A<-C"), ("B", "B<-D")):
+        warm = warm_plan(world, "E", avatar=avatar).pairs[0].warm
+        assert warm is not None
+        assert warm.name == best
+        assert warm.release == next(p.release for p in many.pairs if f"{p.avatar.name}<-{p.actor.name}" == best)
+    own = warm_plan(world, "D", "pair_learning.shift=0.01", avatar="B").pairs[0].warm
+    assert own is not None
+    assert own.name == "B<-C", "not at its own actor's"
 
 
 def test_the_best_is_the_one_whose_expressions_follow_best_else_the_newest(world: World) -> None:

@@ -92,8 +92,9 @@ DIFFERENCES: dict[str, tuple[Any, Any]] = {
 }
 """Rows of the table "paper's text and released code" that are configuration, as (paper, official).
 
-Rows without a key here: "head pose" (one camera and head-space look-up in both), "super-resolution" (the published
-U-net in both) and "length" (unbounded epochs: the paper's iterations in both). BOTH holds their numbers.
+With the keys of BESIDE, of which the table says nothing. Rows without a key here: "head pose" (one camera and
+head-space look-up in both), "generator" and "super-resolution" (the published ones in both) and "length" (unbounded
+epochs: the paper's iterations in both). BOTH holds their numbers.
 """
 
 BOTH = {

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_task import ToyTask
 
 from lavatar.configs.training import TrainingConfig
-from lavatar.contracts import NullSink
+from lavatar.contracts import NullSink, measures_time
 from lavatar.errors import Interrupted
 from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import train
@@ -29,8 +29,9 @@ class CurveFile(NullSink):
         self.path, self.number, self.at_step = path, number, at_step
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        timeless = {name: float(value).hex() for name, value in metrics.items() if not measures_time(name)}
         with self.path.open("a") as stream:
-            stream.write(json.dumps({"step": step, **{k: float(v).hex() for k, v in metrics.items()}}) + "\n")
+            stream.write(json.dumps({"step": step, **timeless}) + "\n")
         if step == self.at_step and self.number:
             os.kill(os.getpid(), self.number)
 

@@ -79,3 +79,18 @@ def number_of(rgb: np.ndarray) -> int:
 def clip_of(path: Path, count: int, start: int = 0) -> list[np.ndarray]:
     """Some frames of a real video."""
     return [rgb for _, _, rgb in video.read_frames(path, start, start + count)]
+
+
+def write_drawn_head(path: Path, count: int = 8) -> tuple[Path, np.ndarray]:
+    """A drawn head in which a tracker of real faces finds one, as a video and as its frames."""
+    from lavatar.datasets import synthetic
+    from lavatar.datasets.video import read_frames
+
+    camera, identity = synthetic.default_camera(256), synthetic.Identity.from_seed(2)
+    pictures = []
+    for i in range(count):
+        pose = synthetic.default_pose(3.0 * i - 10, 4.0 * np.cos(i), 0.0)
+        rgb, _, _ = synthetic.render(identity, synthetic.Expression(jaw=i / count), pose, camera)
+        pictures.append((rgb * 255).round().astype(np.uint8))
+    write_video(path, pictures)
+    return path, np.stack([rgb for _, _, rgb in read_frames(path)])

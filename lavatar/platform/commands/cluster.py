@@ -108,6 +108,7 @@ def down(force: bool, as_json: bool) -> None:
     """End the head or node that was started here, and nothing else. Where none is, nothing changes."""
     from lavatar.cluster.head import down as stop
     from lavatar.cluster.node import has_head
+    from lavatar.platform.detached import waiting
     from lavatar.platform.ledger import release_dead
     from lavatar.platform.lookup import list_jobs
     from lavatar.platform.registry import open_registry
@@ -119,9 +120,11 @@ def down(force: bool, as_json: bool) -> None:
         registry = open_registry(home)
         release_dead(registry)
         running = [job.id for job in list_jobs(registry) if job.state == State.RUNNING]
+        with contextlib.suppress(JobError):  # a head that does not answer begins with none
+            running += waiting(home, registry)
         if running:
             raise JobError(
-                f"jobs are running: {', '.join(running)}",
+                f"jobs are running or about to: {', '.join(running)}",
                 f"Cancel them first (lavatar jobs cancel {running[0]}), or add --force: what is done is kept.",
             )
     ended = stop(home.root)

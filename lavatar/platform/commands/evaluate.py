@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavatar.errors import LavatarError, UsageError
+from lavatar.errors import JobError, LavatarError, UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, reserved
@@ -43,11 +43,17 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
 
     home = Home.from_environment()
     registry = open_registry(home)
-    found = find_avatar(registry, home, avatar) if actor is None else find_pair(registry, home, avatar, actor)
+    wanted = (registry, home, avatar)
+    found = find_avatar(*wanted, frames=True) if actor is None else find_pair(*wanted, actor, frames=True)
     folder = (folder or home.evaluation_dir(avatar, actor)).absolute()
     if folder.exists() and not folder.is_dir():
         raise UsageError(
             f"the output {folder} is a file", "Name a folder: the page, the figures and the table go there."
+        )
+    if found.avatar_data is None:
+        raise JobError(
+            f"{avatar!r} was imported as a model, without the frames that it would be measured on",
+            "Evaluate it where it was trained: `lavatar models import` brings the figures from there in its card.",
         )
     with reserved(), working_in(home):
         home.fetch(found.avatar, found.avatar_data, found.pair, found.actor_data)
@@ -78,6 +84,7 @@ def _measure(
     from lavatar.inference.loading import best_device, load_avatar, load_pair
     from lavatar.inference.write_evaluation import write_evaluation
 
+    assert found.avatar_data is not None
     device = best_device()
     avatar = load_avatar(found.avatar, device)
     pair = load_pair(found.pair, device) if found.pair else None
@@ -93,14 +100,17 @@ def _measure(
     return both.metrics, both.notes, files
 
 
-def run_of(registry: Registry, job: str, avatar: str, actor: str | None) -> str | None:
+def run_of(registry: Registry, job_id: str, avatar: str, actor: str | None) -> str | None:
     """The job's MLflow run; in a job of many pairs the one of this pair's preview, or of the avatar."""
-    from lavatar.platform.lookup import get_job, job_pairs, job_stages
+    from lavatar.contracts import StageKind
+    from lavatar.platform.finished import stage_in
+    from lavatar.platform.lookup import get_job, job_pairs
 
-    if len(job_pairs(registry, job)) == 1:
-        return get_job(registry, job).mlflow_run_id
-    name = f"avatar:{avatar}" if actor is None else f"preview:{avatar}<-{actor}"
-    return next((view.stage.mlflow_run_id for view in job_stages(registry, job) if view.name == name), None)
+    job = get_job(registry, job_id)
+    if len(job_pairs(registry, job.id)) == 1:
+        return job.mlflow_run_id
+    stage = stage_in(registry, job, StageKind.PREVIEW if actor else StageKind.AVATAR, avatar, actor)
+    return stage.mlflow_run_id if stage else None
 
 
 def _log(

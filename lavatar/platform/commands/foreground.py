@@ -24,11 +24,29 @@ def run_plan(
     priority: int | None = None,
 ) -> None:
     """Bring the job of `plan` to its end and answer with its report. Raises what `run_job` raises."""
+    from lavatar.platform.report import report, report_text
+
+    with reserved():
+        try:
+            bring(home, registry, plan, people, priority)
+        except LavatarError as error:
+            if as_json and job_known(registry, plan.job_id):
+                answer_json(failed(registry, home, plan.job_id, error))
+                error.answered = True  # type: ignore[attr-defined]
+            raise
+        result = report(registry, home, plan.job_id)
+        if as_json:
+            answer_json(result)
+        else:
+            answer(report_text(result))
+
+
+def bring(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject], priority: int | None = None) -> None:
+    """Bring the job of `plan` to its end in this process. Raises what `run_job` raises."""
     from lavatar.platform.execution import Office
     from lavatar.platform.jobs import run_job
     from lavatar.platform.leases import Owner
     from lavatar.platform.progress import open_display
-    from lavatar.platform.report import report, report_text
     from lavatar.platform.subjects import require_unchanged
 
     for subject in people:
@@ -44,26 +62,20 @@ def run_plan(
         return StageRunner(home.root, address, backend, dashboard=plan.recipe.resources.dashboard)
 
     office = Office(home, registry, display, open_runner, Owner.current())
-    with reserved():
-        try:
-            display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
-            for text in warm_texts(plan):
-                display.message(text)
-            run_job(office, plan, priority)
-        except LavatarError as error:
-            if as_json and job_known(registry, plan.job_id):
-                answer_json(
-                    {**report(registry, home, plan.job_id), "error": {"message": error.message, "hint": error.hint}}
-                )
-                error.answered = True  # type: ignore[attr-defined]
-            raise
-        finally:
-            display.close()
-        result = report(registry, home, plan.job_id)
-        if as_json:
-            answer_json(result)
-        else:
-            answer(report_text(result))
+    try:
+        display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
+        for text in warm_texts(plan):
+            display.message(text)
+        run_job(office, plan, priority)
+    finally:
+        display.close()
+
+
+def failed(registry: Registry, home: Home, job_id: str, error: LavatarError) -> dict[str, Any]:
+    """The report of a job that ended with `error`."""
+    from lavatar.platform.report import report
+
+    return {**report(registry, home, job_id), "error": {"message": error.message, "hint": error.hint}}
 
 
 def hand_over(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
+from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
+from lavatar.platform.commands.renewal import renew
 from lavatar.platform.home import Home
-from lavatar.platform.output import answer, answer_json, note, table
+from lavatar.platform.output import answer, answer_json, note, table, when
+
+if TYPE_CHECKING:
+    from lavatar.platform.registry import Registry
 
 FOLLOW_SECONDS = 1.0
+STRANDED_SECONDS = 10.0
+"""How often who follows a job looks whether the cluster that it was handed to will still begin with it."""
 
 
 @click.group()
@@ -33,7 +41,7 @@ def list_(as_json: bool) -> None:
         fields = ("id", "avatar", "actor", "state", "created", "ended", "seconds", "message", "priority")
         answer_json({"jobs": [{**{f: getattr(j, f) for f in fields}, "recipe": j.recipe_name} for j in rows]})
     elif rows:
-        cells = [(j.id, j.avatar, j.actor, j.recipe_name, j.state, _when(j.created), j.message) for j in rows]
+        cells = [(j.id, j.avatar, j.actor, j.recipe_name, j.state, when(j.created), j.message) for j in rows]
         answer(table(cells, ("JOB", "AVATAR", "ACTOR", "RECIPE", "STATE", "SUBMITTED", "")))
     else:
         note("no jobs yet: lavatar submit --avatar A --actor B")
@@ -74,7 +82,6 @@ def show(job: str, as_json: bool) -> None:
 @json_option
 def logs(job: str, follow: bool, as_json: bool) -> None:
     """What happened in a job, in order."""
-    from lavatar.errors import UsageError
     from lavatar.platform.ledger import release_dead
     from lavatar.platform.lookup import events, get_job
     from lavatar.platform.registry import open_registry
@@ -82,24 +89,43 @@ def logs(job: str, follow: bool, as_json: bool) -> None:
 
     if follow and as_json:
         raise UsageError("--follow and --json do not go together", "Leave one of them out.")
-    registry = open_registry(Home.from_environment())
+    home = Home.from_environment()
+    registry = open_registry(home)
     row = get_job(registry, job)
     if as_json:
         fields = ("time", "stage", "level", "text")
         found = events(registry, row.id)
         answer_json({"job": row.id, "events": [{f: getattr(e, f) for f in fields} for e in found]})
         return
-    last, going = 0, True
+    last, going, looked = 0, True, time.monotonic()
     while going:
         release_dead(registry)
         going = follow and get_job(registry, row.id).state in (State.RUNNING, State.PENDING)
         for event in events(registry, row.id, after=last):
             where = f"{event.stage}: " if event.stage else ""
             level = "" if event.level == "info" else f"{event.level}: "
-            answer(f"{_when(event.time)} {where}{level}{event.text}")
+            answer(f"{when(event.time)} {where}{level}{event.text}")
             last = event.id
+        if going and time.monotonic() - looked > STRANDED_SECONDS:
+            looked = time.monotonic()
+            _require_begun(home, registry, row.id)
         if going:
             time.sleep(FOLLOW_SECONDS)
+
+
+def _require_begun(home: Home, registry: Registry, job_id: str) -> None:
+    """Raises JobError for a job that was handed to a cluster that will never begin with it."""
+    from lavatar.errors import JobError
+    from lavatar.platform.detached import stranded
+    from lavatar.platform.ledger import strand_job
+
+    try:
+        reason = stranded(home, registry, job_id)
+    except JobError:  # it does not answer: it may still begin
+        return
+    if reason:
+        strand_job(registry, job_id, reason)
+        raise JobError(f"job {job_id} was never begun: {reason}", f"Take it up: lavatar jobs resume {job_id}")
 
 
 @jobs.command()
@@ -142,12 +168,27 @@ def resume(job: str, detach: bool, as_json: bool) -> None:
 
 
 @jobs.command()
-@click.argument("job")
+@click.argument("job", required=False)
+@click.option("--stale", is_flag=True, help="No JOB: all pairs whose avatar has another champion now.")
 @_detach
 @json_option
-def retry(job: str, detach: bool, as_json: bool) -> None:
-    """Try what failed in a job again; what it finished is kept. The same as resume for a job that was stopped."""
-    _take_up(job, as_json, detach=detach)
+def retry(job: str | None, stale: bool, detach: bool, as_json: bool) -> None:
+    """Try what failed in a job again; what it finished is kept. The same as resume for a job that was stopped.
+
+    With --stale new jobs train the pairs anew of which no version was trained with today's champion of their avatar
+    (lavatar models list): with the recipe that a pair's newest version was made with, and the champion's for what the
+    avatar depends on. A pair for which that does not give the champion again is left out, with the reason; a job that
+    fails stops no other.
+    """
+    if stale == (job is not None):
+        raise UsageError(
+            "--stale and JOB do not go together" if job else "JOB is missing",
+            "Name a job to try again, or write --stale alone for the pairs whose avatar was retrained.",
+        )
+    if job is not None:
+        _take_up(job, as_json, detach=detach)
+    else:
+        renew(as_json, detach=detach)
 
 
 @jobs.command()
@@ -203,7 +244,3 @@ def _take_up(job: str, as_json: bool, *, detach: bool = False, but_cancelled: bo
         return
     plan, people = stored_plan(home, registry, row)
     hand_over(home, registry, plan, people, as_json) if detach else run_plan(home, registry, plan, people, as_json)
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

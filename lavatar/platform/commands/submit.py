@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 @click.option("--shared", is_flag=True, help="One network for all avatars and actors, not one for each pair.")
 @recipe_options(default="tiny")
 @click.option("--cold", is_flag=True, help="Do not begin at another pair of the avatar (pair_learning.warm=false).")
+@click.option(
+    "--promote",
+    type=click.Choice(["always", "better", "never"]),
+    help="When a new version becomes the champion of its model (evaluation.promote).  [default: better]",
+)
 @click.option("--detach", is_flag=True, help="Hand the job to the cluster that is up (lavatar cluster up) and return.")
 @click.option("--priority", type=int, help="Its stages start before those of jobs of a lower one.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Print the stages, which are done already and what they need.")
@@ -41,6 +46,7 @@ def submit(
     recipe: str,
     overrides: tuple[str, ...],
     cold: bool,
+    promote: str | None,
     detach: bool,
     priority: int | None,
     dry_run: bool,
@@ -62,7 +68,8 @@ def submit(
     named = named_pairs(avatars, actors, file, shared)
     if shared and cold:
         raise UsageError("--cold with --shared has no effect", "A shared network always begins anew: leave --cold out.")
-    chosen = load_recipe(recipe, (*overrides, *(("pair_learning.warm=false",) if cold else ())))
+    flags = (*(["pair_learning.warm=false"] if cold else []), *([f"evaluation.promote={promote}"] if promote else []))
+    chosen = load_recipe(recipe, (*overrides, *flags))
     home = Home.from_environment()
     registry = open_registry(home)
     found = {name: resolve(registry, name) for pair in named for name in pair}
@@ -117,6 +124,7 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
     """The dry run."""
     from lavatar.platform.ledger import finished
     from lavatar.platform.planning import space_needed, weights_present
+    from lavatar.platform.report import resources_text
 
     done = finished(registry, home, [stage.key for stage in plan.stages])
     stages: list[dict[str, Any]] = []
@@ -150,8 +158,7 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
         return
     rows = []
     for row in stages:
-        r = row["resources"]
-        needs = f"{r['workers']} × {r['cpus']:g} CPU" + (f" + {r['gpus']:g} GPU" if r["gpus"] else "")
+        needs = resources_text(row["resources"])
         weights = ", ".join(n + (" (missing)" if n in row["missing_weights"] else "") for n in row["weights"])
         rows.append((row["name"], row["key"][:12], "done" if row["cached"] else "to do", needs, weights or "-"))
     answer(table(rows, ("STAGE", "KEY", "STATE", "RESOURCES", "WEIGHTS")))

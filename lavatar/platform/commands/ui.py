@@ -51,11 +51,13 @@ def ui(port: int, host: str, as_json: bool) -> None:
     if uri.startswith(("http://", "https://")):
         _tell(home, uri, as_json)
         return
+    from lavatar.platform.runs import end_abandoned
     from lavatar.platform.tracking import connect
 
     with reserved():
         note("starting MLflow …")
         connect(home)
+        end_abandoned(home, note)
         port = _free_port(port, host)
         with terminate_as_interrupt():
             _serve(home, uri, host, port, as_json)
@@ -126,17 +128,15 @@ def _wait(server: subprocess.Popen[bytes], page: str) -> None:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """The server and its workers, which are a process group of their own."""
+    """The server and its workers, which are a process group of their own. Told to stop again, it waits no longer."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)
         except ProcessLookupError:
             return
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             server.wait(10)
             return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _free_port(port: int, host: str = _LOOPBACK) -> int:
@@ -167,10 +167,11 @@ def _tell(home: Home, mlflow: str, as_json: bool) -> None:
 
 def _dashboard(home: Home) -> dict[str, Any]:
     """Whether a cluster runs, the address of Ray's page and the file of its token where there are, and a sentence."""
-    from lavatar.cluster.head import token_file
+    from lavatar.cluster.head import current, token_file
     from lavatar.cluster.session import running
 
-    sessions = running(home.root)
+    cluster = current(home.root)
+    sessions = [cluster.dashboard] if cluster else running(home.root)
     ray: dict[str, Any] = {"running": bool(sessions), "dashboard": None, "token_file": None}
     if not sessions:
         turn_on = f"; here with {_DASHBOARD_ON} only" if (os.cpu_count() or 1) < _CPUS else ""

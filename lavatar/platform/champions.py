@@ -1,0 +1,161 @@
+"""Which version of a model is its champion, and which were before.
+
+MLflow's aliases: `latest` is the newest version, always, by MLflow itself; `champion` moves here, and no other alias is
+touched. By the recipe's `evaluation.promote` a new version becomes champion `always`, `never`, or where it is `better`:
+
+* the first version that was measured becomes champion;
+* after that one that has a better figure (`evaluation.champion_avatar` of self reenactment, `champion_pair` of cross
+  reenactment) on the same held-out frames, drawn at the same size. Where one of the two has no LPIPS, PSNR decides;
+* where the two cannot be compared (other frames, or never measured), the champion stays: nothing shows that the new
+  one is better. The log says so, and `lavatar models promote` is the way out.
+
+The champions so far stand in a tag of the registered model, the newest last, so that `rollback` finds the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lavatar.configs.evaluation import HIGHER
+from lavatar.errors import JobError
+from lavatar.platform.home import Home
+from lavatar.platform.modelregistry import CHAMPION, Release, attempt, describe
+from lavatar.platform.tracking import Tracker, Warn
+from lavatar.training.files import exclusive
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
+
+HISTORY_TAG = "lavatar.champions"  # of a registered model: numbers of versions
+HELD_OUT_TAG = "lavatar.held_out"  # of a version: digest of the frames that it was measured on, and of their size
+FIGURE_TAG = "lavatar.figure."  # of a version: one for each figure, as lavatar.figure.self/lpips
+_REMEMBERED = 200
+_WITHOUT = {"lpips": "psnr"}
+"""What is compared where a figure is missing, for its weights were."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """By what a version becomes champion: the policy, and the figure ("self/lpips")."""
+
+    policy: str
+    figure: str
+
+
+def measure(home: Home, tracker: Tracker, release: Release, version: int, contest: Contest, warn: Warn) -> str | None:
+    """Give a version the tags and the card of `release`, its figures among them, and let it contend for the champion:
+    what came of it. None and a warning if MLflow failed."""
+
+    def measured() -> str:
+        describe(tracker.client, release.name, version, release.tags, release.card, FIGURE_TAG)
+        return contend(home, tracker.client, release.name, version, contest)
+
+    return attempt(tracker, f"the figures of {release.name} version {version} could not be stored", measured, warn)
+
+
+def contend(home: Home, client: MlflowClient, name: str, version: int, contest: Contest) -> str:
+    """Make the version champion if it is due; in a sentence what came of it, and why."""
+    with _alone(home):
+        model = client.get_registered_model(name)
+        champion, this = _champion(model), f"{name} version {version}"
+        if champion == version:
+            return f"{this} is champion already"
+        if contest.policy == "never":
+            return f"{this} does not become champion: evaluation.promote is never"
+        if contest.policy == "better" and champion is not None:
+            won, why = _compared(client, name, version, champion, contest.figure)
+            if not won:
+                return f"{name} version {champion} stays champion: {why}"
+        else:
+            why = "evaluation.promote is always" if contest.policy == "always" else "it is the first that was measured"
+        _crown(client, model, version)
+        return f"{this} is champion: {why}"
+
+
+def crown(home: Home, client: MlflowClient, name: str, version: int) -> int | None:
+    """Make the version champion; the one before."""
+    with _alone(home):
+        model = client.get_registered_model(name)
+        _crown(client, model, version)
+        return _champion(model)
+
+
+def roll_back(home: Home, client: MlflowClient, name: str) -> tuple[int | None, int]:
+    """Make the champion before this one champion again; both. Raises JobError where there is none."""
+    with _alone(home):
+        model = client.get_registered_model(name)
+        champion = _champion(model)
+        there = {int(found.version) for found in client.search_model_versions(f"name = '{name}'")}
+        past = [number for number in history(model.tags) if number in there]
+        while past and past[-1] == champion:
+            past.pop()
+        if not past:
+            now = "has no champion" if champion is None else f"had no champion before version {champion}"
+            raise JobError(f"{name} {now}", f"Name the one you want: lavatar models promote {name}/VERSION")
+        _remember(client, name, past)
+        client.set_registered_model_alias(name, CHAMPION, str(past[-1]))
+        return champion, past[-1]
+
+
+def history(tags: Mapping[str, str]) -> list[int]:
+    """The champions of a registered model with these tags, the newest last; one may stand there several times."""
+    return [int(number) for number in tags.get(HISTORY_TAG, "").split(",") if number.strip().isdigit()]
+
+
+def figure(tags: Mapping[str, str], path: str) -> float | None:
+    """A figure of a version with these tags."""
+    with contextlib.suppress(ValueError):
+        return float(tags.get(FIGURE_TAG + path, ""))
+    return None
+
+
+def comparable(tags: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether two versions with these tags were measured on the same held-out frames."""
+    return HELD_OUT_TAG in tags and tags[HELD_OUT_TAG] == others.get(HELD_OUT_TAG)
+
+
+def _compared(client: MlflowClient, name: str, version: int, champion: int, path: str) -> tuple[bool, str]:
+    """Whether the version is better than the champion, and how that is told."""
+    new, old = (client.get_model_version(name, str(number)).tags for number in (version, champion))
+    way_out = f"if you want it: lavatar models promote {name}/{version}"
+    for number, tags in ((version, new), (champion, old)):
+        if HELD_OUT_TAG not in tags:
+            return False, f"version {number} was never measured, so the two cannot be compared; {way_out}"
+    if not comparable(new, old):
+        return False, f"version {version} was measured on other held-out frames and cannot be compared; {way_out}"
+    stem, _, last = path.rpartition("/")
+    for shown in (path, f"{stem}/{_WITHOUT.get(last, last)}"):
+        ours, theirs = figure(new, shown), figure(old, shown)
+        if ours is not None and theirs is not None:
+            won = ours > theirs if shown.rpartition("/")[2] in HIGHER else ours < theirs
+            return won, f"{shown} {ours:g} of version {version}, {theirs:g} of version {champion}"
+    return False, f"{path} of version {version} or {champion} is missing, so the two cannot be compared; {way_out}"
+
+
+def _champion(model: RegisteredModel) -> int | None:
+    number = model.aliases.get(CHAMPION)
+    return int(number) if number is not None else None
+
+
+def _crown(client: MlflowClient, model: RegisteredModel, version: int) -> None:
+    past, champion = history(model.tags), _champion(model)
+    for number in (champion, version):  # somebody may have moved the alias by other means
+        if number is not None and past[-1:] != [number]:
+            past.append(number)
+    _remember(client, model.name, past)
+    client.set_registered_model_alias(model.name, CHAMPION, str(version))
+
+
+def _remember(client: MlflowClient, name: str, past: list[int]) -> None:
+    client.set_registered_model_tag(name, HISTORY_TAG, ",".join(map(str, past[-_REMEMBERED:])))
+
+
+@contextlib.contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """No other process of this home moves a champion meanwhile."""
+    with exclusive(home.root / "champions.lock"):
+        yield

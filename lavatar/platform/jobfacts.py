@@ -1,0 +1,194 @@
+"""What is known of a job, brought together for its page: results, curves, cost, troubles, recipe. Reads alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavatar.configs.recipe import load_recipe
+from lavatar.contracts import StageKind
+from lavatar.errors import ConfigError, LavatarError
+from lavatar.inference.tables import Table
+from lavatar.platform import ledger, lookup
+from lavatar.platform.curves import PhaseCurves, training_curves
+from lavatar.platform.finished import stage_in
+from lavatar.platform.home import Home
+from lavatar.platform.lookup import StageView
+from lavatar.platform.progress import duration
+from lavatar.platform.registry import Registry, now
+from lavatar.platform.report import pair_results, preview_of, resources_text
+from lavatar.platform.states import State
+from lavatar.platform.tables import Event, Job, JobPair
+from lavatar.platform.tracking import flatten
+
+MOST_TROUBLES = 200
+FIRST_ATTEMPT, ATTEMPT, RESUMED, WAITING = "started (attempt 1)", "started (attempt ", "resumed at step", "waiting: "
+"""How events read that are no warnings and yet tell of something that went wrong before."""
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """A pair, what its preview left and, in `missing`, why something of that is not there."""
+
+    avatar: str
+    actor: str
+    state: str
+    metrics: Mapping[str, Any]
+    files: Mapping[str, Path]  # video, still, self_still, page: those that are on this disk
+    missing: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.avatar} driven by {self.actor}"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An event that is no good news, and how often it came."""
+
+    time: float
+    stage: str
+    level: str
+    text: str
+    count: int
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """Everything that a page says of a job. Pairs: those with a video first; curves: of the first `detailed` alone."""
+
+    job: Job
+    views: Sequence[StageView]
+    pairs: Sequence[PairFacts]
+    detailed: int
+    curves: Sequence[PhaseCurves]
+    curve_notes: Sequence[str]
+    troubles: Sequence[Trouble]
+    made: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.job.avatar} driven by {self.job.actor}"
+
+    @property
+    def seconds(self) -> float:
+        """Of this job's own stages, those that run until now."""
+        return sum(self.spent(view) for view in self.views if not view.cached)
+
+    def spent(self, view: StageView) -> float:
+        """On one stage, by this job."""
+        stage = view.stage
+        runs = stage.state == State.RUNNING and stage.job_id == self.job.id and stage.started is not None
+        return view.job_seconds + (max(0.0, self.made - (stage.started or 0)) if runs else 0.0)
+
+
+def gather(registry: Registry, home: Home, job_id: str, detailed: int) -> JobFacts:
+    """The facts of the job whose id begins so, at this moment. Raises UnknownJobError."""
+    ledger.release_dead(registry)
+    job = lookup.get_job(registry, job_id)
+    views, rows = lookup.job_stages(registry, job.id), lookup.job_pairs(registry, job.id)
+    results = pair_results(registry, home, rows, views)
+    order = sorted(range(len(rows)), key=lambda i: not results[i]["video"])
+    pairs = [_pair(home, job, rows[i], results[i], views, fetch=place < detailed) for place, i in enumerate(order)]
+    chosen = _trained(registry, job, [rows[i] for i in order[:detailed]], views)
+    curves, notes = training_curves(home, chosen)
+    return JobFacts(
+        job, views, pairs, min(detailed, len(pairs)), curves, notes, troubles(lookup.events(registry, job.id)), now()
+    )
+
+
+def _pair(
+    home: Home, job: Job, pair: JobPair, result: Mapping[str, Any], views: Sequence[StageView], *, fetch: bool
+) -> PairFacts:
+    """`fetch`: from the store too, where this disk has not got it."""
+    preview = preview_of(pair, views)
+    state, missing = (preview.state, preview.message) if preview else (State.PENDING.value, "")
+    if job.state == State.RUNNING and preview and (preview.ended or 0) < (job.started or 0) and missing:
+        state, missing = State.PENDING.value, ""  # that was an earlier attempt, and its turn comes again
+    if preview is not None and state == State.FINISHED and fetch:
+        try:
+            home.fetch(home.absolute(preview.out_dir))
+        except LavatarError as error:
+            missing = error.message
+    named = {name: Path(result[name]) for name in ("video", "still", "self_still", "page") if result[name]}
+    files = {name: path for name, path in named.items() if path.is_file()}
+    if not missing and set(named) - set(files):
+        missing = f"files of this pair are not on this machine: {', '.join(sorted(set(named) - set(files)))}"
+    return PairFacts(pair.avatar, pair.actor, state, result["metrics"], files, missing)
+
+
+def _trained(registry: Registry, job: Job, pairs: Sequence[JobPair], views: Sequence[StageView]) -> list[StageView]:
+    """The stages that trained for these pairs; of a job without any, that of a sweep, all that trained."""
+    if not pairs:
+        return list(views)
+    keys = set()
+    for pair in pairs:
+        for kind, actor in ((StageKind.AVATAR, None), (StageKind.PAIR, pair.actor)):
+            stage = stage_in(registry, job, kind, pair.avatar, actor)
+            keys.add(stage.key if stage else "")
+    return [view for view in views if view.stage.key in keys or view.stage.kind == StageKind.SHARED]
+
+
+def costs(facts: JobFacts) -> Table:
+    """A row a stage: how it came about, its time, its attempts, what it asked for."""
+    asked = facts.job.recipe.get("resources") or {}
+    rows = []
+    for view in facts.views:
+        stage = view.stage
+        state = "cached" if view.cached else stage.state
+        if stage.state == State.RUNNING and stage.total:
+            state = f"{stage.state}, {stage.done}/{stage.total} {stage.unit}"
+        own = "–" if view.cached else duration(facts.spent(view))
+        host = (stage.owner_host or "–").split(" ")[0]
+        needs = resources_text(asked.get(stage.kind) or {})
+        rows.append((view.name, state, own, duration(stage.seconds), str(stage.attempts), needs, host))
+    ever = duration(sum(view.stage.seconds for view in facts.views))
+    rows.append(("all stages", "", duration(facts.seconds), ever, "", "", ""))
+    legend = (
+        "time: spent by the job's latest submit; ever: over all attempts of all jobs that share the stage; cached: it "
+        "was there already; asked for: by each of the stage's workers; host: of the process that drove the last attempt"
+    )
+    return Table("cost", ("stage", "state", "time", "ever", "attempts", "asked for", "host"), tuple(rows), legend)
+
+
+def troubles(events: Iterable[Event]) -> list[Trouble]:
+    """Failures, warnings and retries in order; what came again and again is one."""
+    found: dict[tuple[str, str, str], Trouble] = {}
+    for event in events:
+        level = event.level if event.level != "info" else _level(event.text)
+        if not level:
+            continue
+        key = (event.stage, level, event.text)
+        count = found[key].count + 1 if key in found else 1
+        found[key] = Trouble(found[key].time if key in found else event.time, *key, count)
+    return list(found.values())
+
+
+def _level(text: str) -> str:
+    """Of an event that is no warning; empty: all is well."""
+    if RESUMED in text or (text.startswith(ATTEMPT) and not text.startswith(FIRST_ATTEMPT)):
+        return "retry"
+    return "waiting" if text.startswith(WAITING) else ""
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, value here, value there of everything in which two recipes differ, but for their names."""
+    flat = [{k: v for k, v in flatten(recipe).items() if k != "name"} for recipe in (first, second)]
+    keys = dict.fromkeys((*flat[0], *flat[1]))
+    return [(k, _value(flat[0], k), _value(flat[1], k)) for k in keys if _value(flat[0], k) != _value(flat[1], k)]
+
+
+def _value(flat: Mapping[str, Any], key: str) -> str:
+    """As --set takes it; a dash where there is none."""
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "–"
+
+
+def named_recipe(job: Job) -> dict[str, Any] | None:
+    """The recipe as it comes with this lavatar; None if it has none of that name."""
+    try:
+        return load_recipe(job.recipe_name).model_dump(mode="json")
+    except ConfigError:
+        return None

@@ -1,0 +1,131 @@
+"""The trials of a sweep as they go: into trials.json, onto the display and into MLflow, a nested run each.
+
+trials.json is the memory of a sweep: results, and what the schedulers are told again after a restart. It is written
+whole at every report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lavatar.configs.space import Point
+from lavatar.contracts import Event
+from lavatar.platform import sweeps
+from lavatar.platform.progress import Display
+from lavatar.platform.states import State
+from lavatar.platform.sweeps import Sweep
+from lavatar.platform.tracking import Tracker
+from lavatar.training.files import write_json
+
+STEP = "step"
+_STATES = {"finished": State.FINISHED, "stopped": State.FINISHED, "failed": State.FAILED}
+VALUES_TAG = "lavatar.values"  # of a trial that took over another one: its values since
+
+
+class TrialBoard:
+    """A `TrialWatch` (lavatar.cluster.sweep)."""
+
+    def __init__(self, folder: Path, sweep: Sweep, display: Display, tracker: Tracker) -> None:
+        self._folder, self._sweep, self._display, self._tracker = folder, sweep, display, tracker
+        self.data = sweeps.read_trials(folder)
+        self._rows: dict[str, dict[str, Any]] = self.data["trials"]
+        for row in self._rows.values():
+            if row["state"] not in sweeps.ENDED:
+                row["state"] = "interrupted"  # until Tune takes it up
+
+    def open(self, params: Mapping[str, Any]) -> None:
+        """The sweep's own run, above those of the trials."""
+        title = f"sweep {self._folder.name}"
+        self.data["run_id"] = self._tracker.open_stage(sweeps.EXPERIMENT, title, self.data["run_id"], None, params)
+        self._write()
+
+    def forget(self) -> None:
+        for row in self._rows.values():
+            self._tracker.end(row["run_id"], State.INTERRUPTED)
+        self._rows.clear()
+
+    def started(self, trial: str, point: Point) -> None:
+        row = self._rows.get(trial)
+        if row is None:
+            row = {"number": len(self._rows) + 1, "state": "new", "reports": [], "run_id": None, "params": point}
+            self._rows[trial] = row
+        goes_on, taken_over = row["state"] == "running", row["params"] != point  # it was paused, or its process died
+        row |= {"state": "running", "params": point, "message": "", "hint": ""}
+        if not goes_on:
+            params = {"trial": row["number"], **point}
+            where = (row["run_id"], self.data["run_id"])
+            row["run_id"] = self._tracker.open_stage(sweeps.EXPERIMENT, _name(row), *where, params)
+            self._display.state(_name(row), "running")
+        if taken_over:
+            self._display.message(f"{_name(row)} goes on from a better one with {values_text(point)}")
+            self._tracker.tag(row["run_id"], {VALUES_TAG: json.dumps(point)})
+        self._write()
+
+    def reported(self, trial: str, figures: Mapping[str, float]) -> None:
+        """After a restart a trial says again what was not stored of it: the newer report counts."""
+        row, step = self._rows[trial], int(figures[STEP])
+        metric = self._sweep.metric
+        known = any(r[STEP] == step and r.get(metric) == figures.get(metric) for r in row["reports"])
+        row["reports"] = [*(r for r in row["reports"] if r[STEP] < step), dict(figures)]
+        self._write()
+        text = f"{metric} {figures[metric]:.4g}" if metric in figures else ""
+        self._display.progress(_name(row), Event(_name(row), text, step, self._sweep.steps, "steps"))
+        if not known:
+            self._tracker.log_step(row["run_id"], step, {k: v for k, v in figures.items() if k != STEP})
+
+    def ended(self, trial: str) -> None:
+        row = self._rows[trial]
+        last = row["reports"][-1][STEP] if row["reports"] else 0
+        self._end(row, "finished" if last >= self._sweep.steps else "stopped")
+
+    def failed(self, trial: str, message: str, hint: str) -> None:
+        row = self._rows[trial]
+        row |= {"message": message, "hint": hint}
+        self._end(row, "failed")
+        self._display.message(f"{_name(row)} failed: {message}; the others go on", "warning")
+
+    def done(self) -> bool:
+        """Whether all trials have ended, in whatever way."""
+        return sum(row["state"] in sweeps.ENDED for row in self._rows.values()) >= self._sweep.trials
+
+    def log_origin(self, recipe: Mapping[str, Any]) -> None:
+        """Code, packages, machine and command line, for the sweep's run; its trials' runs lead there."""
+        self._tracker.log_origin(self.data["run_id"], recipe)
+
+    def close(self, state: State) -> None:
+        """End the runs, of trials that were interrupted too; with the plot and the results of the sweep."""
+        for row in self._rows.values():
+            if row["state"] not in sweeps.ENDED:
+                row["state"] = "interrupted"
+                self._tracker.end(row["run_id"], State.INTERRUPTED)
+        self._write()
+        run_id, won = self.data["run_id"], sweeps.best(self._sweep, self.data)
+        figures = {f"best/{self._sweep.metric}": sweeps.figure(self._sweep, won)} if won else {}
+        files = {name: self._folder / name for name in (sweeps.PLOT, sweeps.TRIALS)}
+        self._tracker.log_result(run_id, figures, files)
+        if won:
+            self._tracker.tag(run_id, {VALUES_TAG: json.dumps(won["params"])})
+        self._tracker.end(run_id, state)
+
+    def _end(self, row: dict[str, Any], state: str) -> None:
+        row["state"] = state
+        self._write()
+        self._tracker.end(row["run_id"], _STATES[state])
+        self._display.state(_name(row), state)
+
+    def _write(self) -> None:
+        write_json(self._folder / sweeps.TRIALS, self.data)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"trial {row['number']}"
+
+
+def values_text(point: Mapping[str, Any]) -> str:
+    """ "avatar.samples=8, avatar_loss.lambda_lr=0.213"."""
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
+    )

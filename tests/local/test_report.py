@@ -1,0 +1,283 @@
+"""`lavatar report` and `compare`: what stands in the pages, and what a browser makes of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, opened
+from platform_fakes import FakeHandle, finish, make_plan
+from report_files import HOSTILE, STEPS, World
+from report_files import world as new_world
+from submit_files import Lavatar
+
+from lavatar.contracts import StageResult
+from lavatar.platform.jobfacts import JobFacts, gather
+from lavatar.platform.jobpage import job_page
+from lavatar.platform.planning import Plan
+from lavatar.platform.registry import open_registry
+
+WIDTHS = (390, 1280)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with new_world(tmp_path_factory.mktemp("report") / "home") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with opened(tmp_path_factory.mktemp("browser")) as started:
+        yield started
+
+
+def run(*args: Any) -> tuple[int, Any]:
+    """A command line with --json in this process."""
+    import contextlib
+    import io
+
+    from lavatar.platform.cli import run as command
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lavatar.platform.commands.report.reserved", contextlib.nullcontext)
+        code = command([*map(str, args), "--json"])
+    return code, json.loads(out.getvalue())
+
+
+def facts(world: World, plan: Plan, detailed: int = 6) -> JobFacts:
+    return gather(world.registry, world.home, plan.job_id, detailed)
+
+
+def test_the_page_of_a_job_has_everything_and_answers_with_its_figures(world: World, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "page.html"
+    code, answer = run("report", world.plain.job_id[:6], "-o", target)
+    text = target.read_text()
+    assert (code, answer["page"], answer["bytes"]) == (0, str(target), len(text.encode()))
+    assert (answer["state"], answer["videos"], answer["notes"]) == ("finished", 1, [])
+    (pair,) = answer["pairs"]
+    assert pair["self"] == {
+        "psnr": 30.0, "ssim": 0.9, "lpips": None, "expression_r": 0.9, "expression_error": None,
+    }  # fmt: skip
+    assert re.search(r"<video controls muted loop playsinline [^>]*src=\"data:video/mp4;base64,", text)
+    assert "autoplay" not in text
+    for heading in ("Videos", "Figures", "Training curves", "Pictures", "Cost", "What went wrong", "Recipe"):
+        assert f">{heading}</h2>" in text
+    assert text.count("<polyline") >= 8, "three terms and a rate of each training"
+    assert "samples_per_second" not in text, "that is no loss"
+    assert f"step {STEPS}" in text
+    assert [text.count(f"<h4>{kind}</h4>") for kind in ("best", "median", "worst")] == [1, 1, 1]
+    assert "PSNR 30.00" in text
+    assert "Recipe tiny as it comes, without a change." in text
+    assert "a note of the preview" in text
+    size = float(re.search(r"One file of ([\d.]+) kB with 1 video", text)[1])  # type: ignore[index]
+    assert size == pytest.approx(len(text) / 1000, abs=12)
+
+
+def test_a_job_that_failed_once_tells_of_it(world: World) -> None:
+    found = facts(world, world.changed)
+    told = [(t.stage, t.level, t.text) for t in found.troubles]
+    assert ("avatar:A", "error", "failed: the face is lost for 3.2 s") in told
+    assert ("avatar:A", "retry", "started (attempt 2)") in told
+    text, _ = job_page(found)
+    assert "failed: the face is lost for 3.2 s" in text
+    assert ">cached<" in text
+    assert re.search(r"avatar_training.steps</th><td>1500</td><td>7</td>", text), "what differs from the recipe tiny"
+
+
+def test_of_many_pairs_the_first_have_videos_and_others_their_still(world: World) -> None:
+    found = facts(world, world.many, 1)
+    text, room = job_page(found)
+    assert [(p.avatar, p.actor, p.state) for p in found.pairs] == [
+        ("A", "B", "finished"), ("D", "B", "finished"), ("A", "C", "failed"),
+    ]  # fmt: skip
+    assert (room.videos, text.count("<video")) == (1, 1)
+    assert "the video is left out, for it is not among the first pairs" in text
+    assert "the disk is full" in text
+    assert {phase.stage for phase in found.curves} == {"avatar:A", "pair:A<-B"}
+    whole, room = job_page(facts(world, world.many))
+    assert room.videos == whole.count("<video") == 2
+
+
+def test_videos_beyond_what_a_page_holds_give_way_to_their_still(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = facts(world, world.plain).pairs[0].files["video"].stat().st_size
+    monkeypatch.setattr("lavatar.platform.jobparts.VIDEO_BYTES", size)
+    text, room = job_page(facts(world, world.many))
+    assert room.videos == 1
+    assert "for the videos fill" in text
+
+
+def test_a_running_job_has_a_page(world: World) -> None:
+    plan, seen = make_plan(world.home, "A", "E"), []
+
+    def look(handle: FakeHandle) -> StageResult:
+        registry = open_registry(world.home)
+        seen.append(job_page(gather(registry, world.home, plan.job_id, 6))[0])
+        registry.close()
+        return finish(handle)
+
+    world.run(plan, pair=look)
+    assert "It was running when this page was made" in seen[0]
+    assert "pending: there is no video yet" in seen[0]
+    assert "<td>running" in seen[0]
+
+
+def test_without_mlflow_the_page_says_so_and_shows_the_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    text, room = job_page(facts(world, world.plain))
+    assert "MLflow at http://127.0.0.1:9 does not answer" in text
+    assert (room.videos, text.count("<polyline")) == (1, 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.home.root}/none.db")
+    assert "there are no curves" in job_page(facts(world, world.plain))[0]
+    assert not (world.home.root / "none.db").exists()
+
+
+def test_files_that_are_gone_or_damaged_are_named(world: World, tmp_path: Path) -> None:
+    found = facts(world, world.plain)
+    folder = found.pairs[0].files["video"].parent
+    shutil.copytree(folder, tmp_path / "kept")
+    try:
+        (folder / "preview.mp4").unlink()
+        (folder / "still.png").write_bytes(b"no picture")
+        (folder / "index.html").write_bytes(b"<div class=frame><img src=http://127.0.0.1:9/x>\xff</div>")
+        text, room = job_page(facts(world, world.plain))
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "kept", folder)
+    assert room.videos == 0
+    assert "files of this pair are not on this machine: video" in text
+    assert "127.0.0.1:9" not in text
+
+
+def test_two_jobs_beside_each_other(world: World, tmp_path: Path) -> None:
+    code, answer = run("compare", world.plain.job_id, world.changed.job_id, "-o", tmp_path / "both.html")
+    assert (code, answer["videos"]) == (0, 2)
+    assert answer["recipe"] == {"avatar_training.steps": ["1500", "7"]}
+    assert answer["pairs"][0]["figures"]["self"]["PSNR"] == {"first": 30.0, "second": 30.0, "difference": 0.0}
+    text = (tmp_path / "both.html").read_text()
+    assert text.count("<video") == 2
+    assert "The same in both: self, cross." in text
+    assert "Stages that both jobs share: preprocess:A, preprocess:B." in text
+    for job in (world.plain.job_id, world.changed.job_id):
+        assert text.count(f"<title>{job}</title><polyline") == 6, "three terms of two trainings"
+
+
+def test_jobs_that_share_no_pair(world: World, tmp_path: Path) -> None:
+    code, answer = run("compare", world.many.job_id, world.hostile.job_id, "-o", tmp_path / "none.html")
+    assert (code, answer["pairs"]) == (0, [])
+    assert "The jobs have no pair in common" in (tmp_path / "none.html").read_text()
+
+
+def test_bad_usage_says_the_way_out(world: World, tmp_path: Path) -> None:
+    job = world.plain.job_id
+    for args, words in (
+        (("report", job, "-o", tmp_path), "is a folder"),
+        (("report", "nojob"), "there is no job"),
+        (("compare", job, job), "the same job"),
+        (("report", job, "--pairs", "0"), "0 is not in the range"),
+    ):
+        code, answer = run(*args)
+        assert code == 2
+        assert words in answer["error"]["message"]
+    code, answer = run("report", job)
+    assert answer["page"] == str(world.home.root / "outputs" / "report" / f"{job}.html")
+
+
+def test_markup_in_names_and_messages_is_text(world: World) -> None:
+    text, _ = job_page(facts(world, world.hostile))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count("<script") == text.count("</style>") == text.count("</title>") - _curves(text) == 1
+    assert '<img src="http' not in text
+
+
+def _curves(text: str) -> int:
+    return text.count("<g><title>")
+
+
+@pytest.mark.slow  # a whole job
+def test_a_real_job_has_every_curve_and_picture(undisturbed_home: Lavatar, tmp_path: Path) -> None:
+    (found,) = json.loads(undisturbed_home("jobs", "list", "--json")[1])["jobs"]
+    code, out = undisturbed_home("report", found["id"], "-o", str(tmp_path / "job.html"), "--json")
+    assert (code, json.loads(out)["videos"]) == (0, 1), undisturbed_home.errors()
+    text = (tmp_path / "job.html").read_text()
+    for phase in ("avatar", "ynet", "mapping"):
+        assert f"{phase}: terms of the loss" in text
+        assert f"{phase}: learning rates" in text
+    for section in ("Self reenactment", "Cross reenactment"):
+        assert f"<h3>{section}</h3>" in text
+    assert text.count("<video") == 1
+
+
+@pytest.fixture(scope="module")
+def pages(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each sort."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name in ("plain", "many", "hostile"):
+        (folder / f"{name}.html").write_text(job_page(facts(world, getattr(world, name)))[0])
+    run("compare", world.plain.job_id, world.changed.job_id, "-o", folder / "both.html")
+    return {path.stem: path for path in folder.glob("*.html")}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("name", "videos"), [("plain", 1), ("many", 2), ("hostile", 0), ("both", 2)])
+def test_in_a_browser_it_fits_asks_nobody_complains_of_nothing_and_plays(
+    browser: Browser, pages: dict[str, Path], name: str, videos: int, width: int
+) -> None:
+    browser.open(pages[name], width, dark=width == WIDTHS[0])
+    wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    browser.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    scroll, client = browser.evaluate(wide)
+    assert scroll <= client
+    state = "[...document.querySelectorAll('video')].map(v => [v.readyState > 1, v.duration, v.paused, v.error])"
+    wanted = [[True, 2, False, None]] * videos
+    deadline = time.monotonic() + 30
+    while browser.evaluate(state) != wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert browser.evaluate(state) == wanted
+    assert browser.evaluate("document.querySelectorAll('script, iframe, object, embed, form, base').length") == 1
+    assert [url for url in browser.requests if not url.startswith("data:")] == [pages[name].as_uri()]
+    assert browser.complaints == []
+
+
+def test_in_a_browser_nothing_moves_where_that_is_asked_for(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["both"], 1280, reduced=True)
+    time.sleep(0.5)
+    paused = "[...document.querySelectorAll('video')].map(v => v.paused && v.currentTime == 0)"
+    assert browser.evaluate(paused) == [True, True]
+    browser.evaluate("document.querySelector('#play').click()")
+    deadline = time.monotonic() + 30
+    while browser.evaluate(paused) != [False, False] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert browser.evaluate(paused) == [False, False]
+
+
+def test_in_a_browser_its_policy_runs_no_other_script(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["plain"], 1280)
+    broken = browser.evaluate(
+        "new Promise(found => { addEventListener('securitypolicyviolation', e => found(e.effectiveDirective)); "
+        "const own = document.createElement('script'); own.textContent = 'got = 1'; document.body.append(own); })"
+    )
+    assert (broken, browser.evaluate("typeof got")) == ("script-src-elem", "undefined")
+
+
+def test_in_a_browser_both_colour_schemes_are_readable(browser: Browser, pages: dict[str, Path]) -> None:
+    """Contrast of text to its page: at least 4.5 to 1, as WCAG asks of small text."""
+    script = """(() => {
+      const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => v / 255)
+        .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+      const page = light(getComputedStyle(document.body).backgroundColor);
+      return Math.min(...[...document.querySelectorAll('p, td, th, a, li, h1, h2, figcaption, summary, .state, .error')]
+        .map(e => light(getComputedStyle(e).color)).map(v => (Math.max(v, page) + .05) / (Math.min(v, page) + .05)));
+    })()"""
+    for dark in (False, True):
+        browser.open(pages["many"], 1280, dark=dark)
+        assert browser.evaluate(script) >= 4.5
+    assert HOSTILE not in pages["many"].read_text()
