@@ -164,14 +164,17 @@ def yardstick() -> float:
 
 
 def test_twenty_frames_a_second() -> None:
-    """On one core at 256²: CPU time against a yardstick of 6 ms there. A core that is shared is slower at both."""
+    """
+    On one core at 256², in CPU time. A core that is shared is slower than the yardstick's 6 ms and is let off by as
+    much; one that is faster at the yardstick owes no more frames for it.
+    """
     camera, took, unit = default_camera(256), [], []
     for number, (expression, pose) in enumerate(performance(3, 60)[::2]):
         unit.append(yardstick())
         start = time.process_time()
         render(Identity.from_seed(number % 5), expression, pose, camera)
         took.append(time.process_time() - start)
-    rate = 1 / (np.median(took) / np.median(unit) * 0.006)
+    rate = max(1, np.median(unit) / 0.006) / np.median(took)
     assert rate > 20, f"{rate:.1f} frames/s ({np.median(took):.3f} s a frame, yardstick {np.median(unit):.4f} s)"
 
 
