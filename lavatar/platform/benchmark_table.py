@@ -18,7 +18,10 @@ PAPER = (
     ("NeRFace, paper's figure", 25.64, 0.903, 0.135),
     ("IMavatar, paper's figure (needs FLAME, which may not be redistributed)", 21.79, 0.871, 0.209),
 )
-"""Table 1 of the paper: mean over six avatars of other footage at 512², 200,000 steps; only for orientation."""
+"""
+Table 1 of the paper as read second-hand, unverified: mean over six avatars of other footage at 512², 200,000 steps; only
+for orientation.
+"""
 
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
     ("steps", lambda r: _steps(r, "avatar"), 0),
@@ -68,7 +71,10 @@ def tables(results: Sequence[Result]) -> str:
         lines += [_trivial(chosen[0], name) for name in BASELINES]
         parts.append("\n".join(lines))
     own = [_line([name, f"{p:.2f}", f"{s:.3f}", f"{q:.3f}"]) for name, p, s, q in PAPER]
-    head = [_line(["Table 1 of the paper (other footage, 512²)", "PSNR", "SSIM", "LPIPS"]), _line(["---"] * 4)]
+    head = [
+        _line(["Table 1 of the paper (read second-hand; other footage, 512²)", "PSNR", "SSIM", "LPIPS"]),
+        _line(["---"] * 4),
+    ]
     return "\n\n".join([*parts, "\n".join(head + own)])
 
 
