@@ -128,6 +128,10 @@ def test_every_command_has_help_and_the_line_of_the_list(name: str, lavatar: Any
         (["submit", "--avatar", "A", "--actor", "B"], "there is no subject 'A'"),
         (["submit", "--avatar", "no/such.mp4", "--actor", "B"], "there is no file no/such.mp4"),
         (["submit", "--avatar", "A", "--actor", "B", "--shared", "--cold"], "always begins anew: leave --cold out"),
+        *(
+            (["submit", "--avatar", "A", "--actor", "B", "--shared", "--set", said], f"anew: leave --set {said} out")
+            for said in ("pair_learning.warm=true", "pair_learning.warm=false", "pair_learning.warm_steps=0.5")
+        ),
         (["subjects", "show", "A"], "lavatar subjects list"),
         (["subjects", "remove", "A"], "lavatar subjects list"),
         (["subjects", "add", "A", "no/such.mp4"], "there is no file"),

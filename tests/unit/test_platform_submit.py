@@ -133,6 +133,17 @@ def test_a_file_of_pairs_is_a_job(lavatar: Any, tmp_path: Path) -> None:
     ]
 
 
+def test_a_recipe_that_begins_warm_by_itself_is_taken_for_a_shared_network(lavatar: Any) -> None:
+    from lavatar.configs.recipe import load_recipe
+
+    assert load_recipe("tiny").pair_learning.warm
+    for seed, name in enumerate("ab"):
+        lavatar("subjects", "add", "--synthetic", str(seed), name)
+    code, out, _ = lavatar("submit", "--avatar", "a", "--actor", "b", "--shared", "--dry-run", "--json")
+    assert code == 0
+    assert "shared:a, b" in [stage["name"] for stage in json.loads(out)["stages"]]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

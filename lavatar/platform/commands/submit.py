@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lavatar.platform.planning import Plan
     from lavatar.platform.registry import Registry
 
+STARTS = ("pair_learning.warm", "pair_learning.warm_steps")
+"""Keys of a recipe that say how a pair begins."""
+
 
 @click.command()
 @click.option("--avatar", "avatars", multiple=True, metavar="NAME|VIDEO", help="Who is animated; several: one by one.")
@@ -66,8 +69,8 @@ def submit(
     from lavatar.platform.subjects import add_subject, resolve
 
     named = named_pairs(avatars, actors, file, shared)
-    if shared and cold:
-        raise UsageError("--cold with --shared has no effect", "A shared network always begins anew: leave --cold out.")
+    if shared:
+        require_no_start(cold, overrides)
     flags = (*(["pair_learning.warm=false"] if cold else []), *([f"evaluation.promote={promote}"] if promote else []))
     chosen = load_recipe(recipe, (*overrides, *flags))
     home = Home.from_environment()
@@ -80,6 +83,15 @@ def submit(
     people = [add_subject(registry, subject)[0] for subject in found.values()]
     bring = hand_over if detach else run_plan
     bring(home, registry, plan, people, as_json, priority)
+
+
+def require_no_start(cold: bool, overrides: Sequence[str]) -> None:
+    """Raises UsageError where somebody says how a shared network begins. What a recipe says by itself is for pairs."""
+    said = ["--cold"] if cold else []
+    said += [f"--set {text}" for text in overrides if text.partition("=")[0].strip() in STARTS]
+    if said:
+        way_out = f"A shared network always begins anew: leave {said[0][:200]} out."
+        raise UsageError(f"{said[0][:200]} with --shared has no effect", way_out)
 
 
 def named_pairs(
