@@ -72,7 +72,7 @@ def run_body(spec: StageSpec, context: Context, bodies: Mapping[StageKind, Body]
     Raises ShardError where a dataset that it reads is damaged, ObjectError where something that the store has is.
     """
     store = open_store(spec.home, partial(note, log_path(spec)))
-    kept = earlier_result(spec, store)
+    kept = earlier_result(spec, store, context.events)
     if kept is not None:
         return kept  # by an attempt whose process died before it could say so, or on another node
     fetch_inputs(spec, store, context.events)  # they are looked through here; processes that train elsewhere fetch too

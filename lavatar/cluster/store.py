@@ -7,7 +7,7 @@
                      checkpoints/   of a training (lavatar.cluster.shelf)
 
 A stage computes in its folder in the home and is stored when it is finished. What another one needs of it is fetched
-into that same place where it is not there. Without LAVATAR_STORE the home is the store.
+into that same place where it is not there, or not whole. Without LAVATAR_STORE the home is the store.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lavatar.cluster.copies import MARKERS, defect, take_away_damaged
 from lavatar.cluster.objects import STORE_VARIABLE, ObjectStore, Sums
 from lavatar.cluster.plans import RELEASE
-from lavatar.cluster.results import NAME, UNREADABLE, parse_result, read_result, whole
+from lavatar.cluster.results import NAME, UNREADABLE, parse_result, read_result
 from lavatar.contracts import Event, EventSink, StageKind, StageResult, StageSpec, VideoSource
 from lavatar.errors import ObjectError, StorageError
-from lavatar.training.files import exclusive, storage_errors
+from lavatar.training.files import exclusive, file_digest, storage_errors
 
 TRAINED = (StageKind.AVATAR, StageKind.PAIR, StageKind.SHARED)
 INDEX, FILES = "index.json", "files"
-MARKERS = ("manifest.json", "config.json", NAME)
-"""Written last in the folders that stages leave: a dataset, a released model, a preview."""
 QUESTIONS = 16  # at once
+_log = logging.getLogger("lavatar.store")
 _AGAIN = "Submit again: it is made anew, or stored by who has it."
 
 
@@ -113,36 +113,60 @@ class Store:
         key, name = self._place(file)
         return self.objects.read(f"stages/{key}/{FILES}/{name}")
 
-    def fetch(self, folder: Path) -> int:
-        """A stage's folder, or one in it, from the store, where it is not on this disk; how many bytes that were.
+    def fetch(self, folder: Path, warn: Callable[[str], None] = _log.warning) -> int:
+        """A stage's folder, or one in it, from the store, where it is not on this disk; how many bytes that were. Of
+        one that is damaged here, which `warn` is told, the files that the store has otherwise.
 
         Stages of one node that need the same wait for each other. Raises ObjectError where the store does not have
         it or has it damaged: then the stage counts as finished no more. StorageError.
         """
-        if there(folder):
+        if defect(folder) is None:
             return 0
         key, part = self._place(folder)
         with self.locked(key):
-            if there(folder):
+            damage = defect(folder)
+            if damage is None:
                 return 0
-            partial = folder.with_name(f".{folder.name}.fetch.part")
             try:
                 sums = self._sums(key, part)
-                with storage_errors(folder):
-                    shutil.rmtree(partial, ignore_errors=True)
-                    partial.mkdir(parents=True)
-                self.objects.get_tree(f"stages/{key}/{FILES}/{part}".rstrip("/"), sums, partial, _AGAIN)
-                if not part:
-                    (partial / NAME).write_bytes(self.objects.read(f"stages/{key}/{NAME}") or b"")
-                with storage_errors(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.replace(partial, folder)
-            except BaseException as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                if isinstance(error, ObjectError):
-                    self._withdraw(key)
+                if damage:
+                    warn(f"{damage}; the store's copy takes its place")
+                    sums = self._differing(folder, sums)
+                self._bring(key, part, folder, sums, keep=bool(damage))
+            except ObjectError:
+                self._withdraw(key)
                 raise
         return sum(int(each["bytes"]) for each in sums.values())
+
+    def _bring(self, key: str, part: str, folder: Path, sums: Sums, *, keep: bool) -> None:
+        """Files of a stage into its folder, `keep`: beside what is there, of which others may be reading."""
+        partial = folder.with_name(f".{folder.name}.fetch.part")
+        try:
+            with storage_errors(folder):
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self.objects.get_tree(f"stages/{key}/{FILES}/{part}".rstrip("/"), sums, partial, _AGAIN)
+            if not part and not keep:
+                (partial / NAME).write_bytes(self.objects.read(f"stages/{key}/{NAME}") or b"")
+            with storage_errors(folder):
+                if keep:
+                    for name in sorted(sums, key=lambda name: Path(name).name in MARKERS):
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        os.replace(partial / name, folder / name)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _differing(self, folder: Path, sums: Sums) -> Sums:
+        """Those of the files that are others on this disk. Raises ObjectError where all are the same: what is damaged
+        here was stored so."""
+        with storage_errors(folder):
+            files = {name: each for name, each in sums.items() if not _is(folder / name, str(each["sha256"]))}
+        if not files:
+            raise ObjectError(f"{self.objects.url} has {folder.name[:12]} with the same damage", _AGAIN)
+        return files
 
     def keep_video(self, source: VideoSource) -> None:
         """The source's file, if the store does not have it."""
@@ -213,28 +237,38 @@ def open_store(home: Path, say: Callable[[str], None] = logging.getLogger("lavat
     return Store(home, ObjectStore(url, say)) if url else None
 
 
-def there(folder: Path) -> bool:
-    """Whether a stage's folder, dataset, release or preview, is on this disk."""
-    return any((folder / marker).is_file() for marker in MARKERS) and whole(folder)
+def _is(file: Path, sha256: str) -> bool:
+    return file.is_file() and file_digest(file) == sha256
 
 
-def earlier_result(spec: StageSpec, store: Store | None) -> StageResult | None:
-    """The result of an earlier run. Where there is a store it is finished there, and stored now if it is only here."""
+def earlier_result(spec: StageSpec, store: Store | None, events: EventSink) -> StageResult | None:
+    """The result of an earlier run. Where there is a store it is finished there, and stored now if it is only here; a
+    damaged dataset is not, and what is whole of it is left for the next run."""
     kept = read_result(spec)
     if store is None:
         return kept
     stored = store.result(spec)
-    if kept is not None and stored is None:
-        store.publish(spec)
-        store.finish(spec)
-    return kept or stored
+    if kept is None or stored is not None:
+        return kept or stored
+    if spec.kind is StageKind.PREPROCESS:
+        damage = defect(spec.out_dir)
+        if damage and take_away_damaged(spec.out_dir):
+            events.emit(Event(spec.name, f"{damage}: it is made again", level="warning"))
+            return None
+    store.publish(spec)
+    store.finish(spec)
+    return kept
 
 
 def fetch_inputs(spec: StageSpec, store: Store | None, events: EventSink) -> None:
-    """What a stage needs of others, from the store onto this disk where it is not there."""
+    """What a stage needs of others, from the store onto this disk where it is not there, or damaged."""
     if store is None:
         return
-    fetched = {role: store.fetch(folder) for role, folder in spec.inputs.items()}
+
+    def warn(text: str) -> None:
+        events.emit(Event(spec.name, text, level="warning"))
+
+    fetched = {role: store.fetch(folder, warn) for role, folder in spec.inputs.items()}
     if any(fetched.values()):
         roles = ", ".join(role for role, size in fetched.items() if size)
         events.emit(Event(spec.name, f"{sum(fetched.values()) / 1e6:.1f} MB fetched from the store: {roles}"))

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
+from lavatar.cluster.copies import take_away_damaged
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec
 from lavatar.errors import Interrupted, LavatarError, ObjectError, ShardError, StageBusyError, StageFailedError
 from lavatar.platform import ledger, lookup
@@ -65,24 +65,6 @@ class StageRunner(Protocol):
     def start(self, spec: StageSpec, metric_sink_factory: MetricSinkFactory | None) -> StageHandle: ...
 
 
-def take_away_damaged(folder: Path) -> bool:
-    """Make a dataset an unfinished one if it is damaged: its whole segments are taken up again. Whether it was."""
-    from lavatar.datasets.preprocess import clean_folder
-    from lavatar.datasets.salvage import take_apart
-    from lavatar.datasets.shards import verify
-
-    try:
-        verify(folder)
-        return False
-    except ShardError:
-        pass
-    try:
-        take_apart(folder)
-    except ShardError:  # the manifest itself: nothing tells which tars are whole
-        clean_folder(folder)
-    return True
-
-
 RunnerFactory = Callable[[], AbstractContextManager[StageRunner]]
 
 
@@ -135,6 +117,7 @@ class Execution:
         self._look_again = self._idle_since = time.monotonic()
         self._failures: dict[str, StageFailedError] = {}  # by the failed stage's key, the first one first
         self._remade: set[str] = set()  # what was damaged
+        self._fetched_again: set[str] = set()  # what read a damaged copy of something that is whole in the store
 
     def mark_cached(self, todo: set[str]) -> None:
         """Those that are done already."""
@@ -296,8 +279,8 @@ class Execution:
         return True
 
     def _make_again(self, active: Active, error: ShardError | ObjectError) -> bool:
-        """The stage met something damaged that others left: it waits until that is made again, each once. False if
-        nothing is."""
+        """The stage met something damaged that others left: it waits until that is made again, each once. Where the
+        store has it whole the stage only begins again, once, and fetches it. False if nothing is to be done."""
         planned = active.planned
         needs = [stage for stage in self._plan.stages if stage.key in planned.needs and stage.key not in self._remade]
         keys = [stage.key for stage in needs]
@@ -319,7 +302,20 @@ class Execution:
             self._remade.update(again)
             self._waiting.update(again)
             self._waiting[planned.key] = planned
+        elif store is not None and isinstance(error, ShardError) and planned.needs:
+            return self._fetch_again(active, error)
         return bool(again)
+
+    def _fetch_again(self, active: Active, error: ShardError) -> bool:
+        """The copy of a dataset that the stage reads was damaged while it ran: when it begins again it is fetched."""
+        planned = active.planned
+        if planned.key in self._fetched_again:
+            return False
+        self._fetched_again.add(planned.key)
+        self._end(planned, active.run_id, State.INTERRUPTED, error.message, "It begins again with the store's copy.")
+        self._say(planned, f"{error.message}: it begins again with the store's copy", "warning")
+        self._waiting[planned.key] = planned
+        return True
 
     def _finish(self, active: Active, result: StageResult) -> None:
         planned = active.planned

@@ -551,3 +551,36 @@ def test_a_reader_that_finds_no_damage_on_disk_fails(
     with pytest.raises(StageFailedError, match="cannot be decoded"):
         run_job(office(home, registry, runner), make_plan(home))
     assert runner.started.count("pair:A<-B") == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_copy_that_is_damaged_while_it_is_read_is_fetched_again_once(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The store has the dataset whole: nothing is made again."""
+    home, registry = world
+    monkeypatch.setenv("LAVATAR_STORE", (home.root / "store").as_uri())
+    store, met = home.store(), []
+    assert store is not None
+
+    def stored(handle: FakeHandle) -> StageResult:
+        if handle.spec.kind == "pair" and len(met) < times:
+            met.append(handle.spec.name)
+            raise ShardError("00001.tar, sample 00000003: image.jpg has another checksum")
+        result = write_result(handle.spec, finish(handle))
+        store.publish(handle.spec)
+        store.finish(handle.spec)
+        return result
+
+    runner, plan = FakeRunner(dict.fromkeys(("preprocess", "avatar", "pair", "preview"), stored)), make_plan(home)
+    if times == 1:
+        run_job(office(home, registry, runner), plan)
+        assert set(states(registry, plan).values()) == {"finished"}
+    else:
+        with pytest.raises(StageFailedError, match="has another checksum"):
+            run_job(office(home, registry, runner), plan)
+    assert runner.started[2:5] == ["avatar:A", "pair:A<-B", "pair:A<-B"]
+    attempts = {view.name: view.stage.attempts for view in lookup.job_stages(registry, plan.job_id)}
+    assert (attempts["preprocess:A"], attempts["preprocess:B"], attempts["pair:A<-B"]) == (1, 1, 2)
+    texts = [event.text for event in lookup.events(registry, plan.job_id)]
+    assert len([text for text in texts if text.endswith("it begins again with the store's copy")]) == 1
