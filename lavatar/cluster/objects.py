@@ -86,6 +86,12 @@ class ObjectStore:
             return []
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
 
+    def size(self, folder: str) -> int | None:
+        """Bytes of all in `folder`; None if there is nothing."""
+        if not self.names(folder):
+            return None
+        return int(self._patiently(f"measuring {folder}", lambda: self._files.du(self._path(folder))))
+
     def remove(self, name: str) -> None:
         """Object `name`, or all in the folder of that name; nothing if there is none."""
         try:

@@ -168,13 +168,24 @@ class Store:
             raise ObjectError(f"{self.objects.url} has {folder.name[:12]} with the same damage", _AGAIN)
         return files
 
+    def lacks_video(self, source: VideoSource) -> bool:
+        """Whether the source has a file, and the store does not."""
+        if source.path is None or not source.digest:
+            return False
+        return source.path.name not in self.objects.names(f"videos/{source.digest}")
+
     def keep_video(self, source: VideoSource) -> None:
         """The source's file, if the store does not have it."""
-        if source.path is None or not source.digest:
-            return
-        folder = f"videos/{source.digest}"
-        if source.path.name not in self.objects.names(folder):
-            self.objects.put_tree(source.path.parent, [source.path.name], folder)
+        if source.path is not None and self.lacks_video(source):
+            self.objects.put_tree(source.path.parent, [source.path.name], f"videos/{source.digest}")
+
+    def video_size(self, digest: str) -> int | None:
+        """Bytes of a video; None where the store does not have it."""
+        return self.objects.size(f"videos/{digest}")
+
+    def forget_video(self, digest: str) -> None:
+        """The video is removed. Raises StorageError."""
+        self.objects.remove(f"videos/{digest}")
 
     def fetch_video(self, source: VideoSource) -> VideoSource:
         """The source with its file on this disk. Raises ObjectError, StorageError."""

@@ -1,7 +1,8 @@
 """What no job refers to: found with its size, and freed.
 
-A job needs its stages, and the pair that one of its own began at. What is registered in MLflow is complete there, and
-stays. What benchmarks, sweeps, evaluations and reenactments wrote into the home is the user's.
+A job needs its stages, the pair that one of its own began at, and the videos of its people. What is registered in
+MLflow is complete there, and stays. What benchmarks, sweeps, evaluations and reenactments wrote into the home is the
+user's.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 from sqlalchemy import delete, select
 
 from lavatar.errors import JobError, LavatarError
-from lavatar.platform import runs
+from lavatar.platform import runs, uploads
 from lavatar.platform.home import KEY, Home, size_of
 from lavatar.platform.leases import owner_alive
 from lavatar.platform.leftovers import leftovers
 from lavatar.platform.registry import Registry, hold_stages
 from lavatar.platform.states import State
 from lavatar.platform.tables import Artefact, Dataset, Stage
+from lavatar.platform.unsent import forgotten
 from lavatar.platform.usage import Usage, benchmarked, needed, undisturbed, unneeded, usage_of
 
 
@@ -46,7 +48,8 @@ def garbage(home: Home, registry: Registry, warn: Callable[[str], None]) -> list
     items = list(_leftovers(home, registry, usage))
     going = [] if usage.others else _unneeded_stages(home, registry)
     if not usage.others:
-        items += [*_stages(home, registry, going), *_strays(home, registry)]
+        items += [*_stages(home, registry, going), *_strays(home, registry), *_videos(home, registry)]
+    items += _unsent(home, registry, usage)
     return [*items, *_runs(home, registry, {stage.key for stage in going}, warn)]
 
 
@@ -136,6 +139,53 @@ def _leftovers(home: Home, registry: Registry, usage: Usage) -> Iterator[Item]:
             return True
 
         yield Item(left.what, str(left.path), size_of(left.path), free)
+
+
+def _unsent(home: Home, registry: Registry, usage: Usage) -> Iterator[Item]:
+    """Values that were to be sent to MLflow runs that are gone."""
+    for one in forgotten(home, registry, usage):
+
+        def free(path: Path = one.path) -> bool:
+            with undisturbed(home, registry) as now:
+                now.require_free(None)
+                path.unlink(missing_ok=True)
+            return True
+
+        yield Item(f"values for an MLflow run that is gone ({one.run_id[:8]})", str(one.path), size_of(one.path), free)
+
+
+def _videos(home: Home, registry: Registry) -> Iterator[Item]:
+    """Videos that no subject and no job has: what this registry's jobs stored, and the home's copies."""
+    store = home.store()
+    copies = {path.name: path for path in (home.root / "videos").glob("*") if KEY.fullmatch(path.name)}
+    with registry.read() as session:
+        stored = uploads.uploaded(session) if store else set()
+        unnamed = [digest for digest in sorted(stored | set(copies)) if not uploads.named(session, digest)]
+    for digest in unnamed:
+        free, what = partial(_free_video, home, registry, digest), f"video of nobody ({digest[:8]})"
+        if digest in copies:
+            yield Item(what, str(copies[digest]), size_of(copies[digest]), partial(free, copies[digest]))
+        size = store.video_size(digest) if store and digest in stored else None
+        if store and size is not None:
+            yield Item(what, f"{store.objects.url}/videos/{digest}", size, partial(free, None))
+
+
+def _free_video(home: Home, registry: Registry, digest: str, copy: Path | None) -> bool:
+    """The copy, or what is stored, in one transaction in which nobody adds the person or plans a job with them."""
+    with undisturbed(home, registry) as usage:
+        usage.require_free(digest)
+        with registry.write() as session:
+            hold_stages(session, freeing=True)
+            if uploads.named(session, digest):
+                return False
+            store = home.store()
+            if copy is None and store is not None:
+                store.forget_video(digest)
+                uploads.forget(session, digest)
+            aside = _put_aside(copy) if copy else None
+        if aside:
+            shutil.rmtree(aside)
+    return True
 
 
 def _runs(home: Home, registry: Registry, going: set[str], warn: Callable[[str], None]) -> Iterator[Item]:

@@ -29,6 +29,7 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artefacts in the current folder
 _FOLDERS = ("shards", "checkpoints", "outputs", "ray", "logs", "mlartifacts")
+_UNSENT = ".unsent.jsonl"
 _FOLDER_OF_KIND = {
     StageKind.PREPROCESS: "shards",
     StageKind.AVATAR: "checkpoints",
@@ -110,7 +111,12 @@ class Home:
 
     def unsent(self, run_id: str) -> Path:
         """Where values wait for an MLflow that is away (sink.py)."""
-        return self.root / "logs" / f"{run_id}.unsent.jsonl"
+        return self.root / "logs" / f"{run_id}{_UNSENT}"
+
+    def unsent_files(self) -> dict[str, Path]:
+        """All of these, by their runs."""
+        found = sorted((self.root / "logs").glob(f"*{_UNSENT}"))
+        return {path.name.removesuffix(_UNSENT): path for path in found if not path.name.startswith(".")}
 
     def evaluation_dir(self, avatar: str, actor: str | None) -> Path:
         """Where `lavatar evaluate` writes unless it is told otherwise."""

@@ -22,6 +22,7 @@ from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job
 from lavatar.platform.tracking import Tracker, experiment_name
+from lavatar.platform.uploads import upload
 
 
 def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
@@ -62,7 +63,7 @@ def store_job(
         home.require_space(space_needed(todo, plan.people))
         if store is not None:
             for person in plan.people.values():
-                store.keep_video(person.source)
+                upload(registry, store, person.source)
     ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
     stages = lookup.job_stages(registry, plan.job_id)
     done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked

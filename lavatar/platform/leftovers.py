@@ -18,7 +18,7 @@ from lavatar.platform.usage import Usage
 
 PARTS = ("*.part", "*.partial")
 """Names under which things are written until they are whole."""
-WRITTEN_TO = ("shards", "checkpoints", "outputs", "videos", "reproductions")
+WRITTEN_TO = ("shards", "checkpoints", "outputs", "videos", "reproductions", "logs")
 
 
 @dataclass(frozen=True)

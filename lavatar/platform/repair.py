@@ -16,6 +16,7 @@ from lavatar.platform.leases import this_host
 from lavatar.platform.leftovers import abandoned, half_written
 from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.runs import unended
+from lavatar.platform.unsent import unsent
 from lavatar.platform.usage import usage_of
 
 
@@ -30,6 +31,7 @@ def inspect(home: Home, events: EventSink, *, repair: bool) -> Iterator[Outcome]
         partial(damaged, place, events),
         partial(abandoned, place),
         partial(unended, home, registry),
+        partial(unsent, place),
     )
     for search in searches:
         for finding in list(search()):

@@ -17,7 +17,7 @@ from lavatar.platform.leases import marked_alive, owner_alive
 from lavatar.platform.registry import Registry, database_now, open_registry
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, Stage
-from lavatar.platform.tracking import HOME_TAG, OWNER_TAG, Tracker, connect
+from lavatar.platform.tracking import GONE, HOME_TAG, OWNER_TAG, Tracker, connect, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +37,7 @@ def unended(home: Home, registry: Registry) -> Iterator[Finding]:
     except JobError as error:
         yield Finding(error.message, home.tracking_uri, error.hint)
         return
-    rows = _rows(registry)
+    rows = by_run(registry)
     with registry.read() as session:
         now = database_now(session)
     for run in _search(client, home, "attributes.status = 'RUNNING'"):
@@ -76,7 +76,7 @@ def _finding(home: Home, registry: Registry, run: Run, row: Stage | Job | None) 
 
     def mend() -> None:
         ledger.release_dead(registry)
-        left = _rows(registry).get(run_id)
+        left = by_run(registry).get(run_id)
         if left is not None and left.state == State.RUNNING:  # taken up meanwhile
             return
         failures: list[str] = []
@@ -106,7 +106,7 @@ def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) ->
 
     if not tracked(home):
         return []
-    client, rows = connect(home), _rows(registry)
+    client, rows = connect(home), by_run(registry)
     rows = {run_id: row for run_id, row in rows.items() if not (isinstance(row, Stage) and row.key in going)}
     names = (benchmark.EXPERIMENT, reproduction.EXPERIMENT, sweeps.EXPERIMENT)
     kept = {one.experiment_id for name in names if (one := client.get_experiment_by_name(name)) is not None}
@@ -122,7 +122,18 @@ def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) ->
 
 def referenced(registry: Registry, run: Run) -> bool:
     """Whether a stage or a job shows this run."""
-    return run.info.run_id in _rows(registry)
+    return run.info.run_id in by_run(registry)
+
+
+def get(client: MlflowClient, run_id: str) -> Run | None:
+    """The run; None where it is deleted, or unknown. Raises JobError where MLflow does not answer."""
+    try:
+        run = client.get_run(run_id)
+    except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
+        if getattr(error, "error_code", None) in GONE:
+            return None
+        raise JobError(f"MLflow does not answer: {first_line(error)}", "Try again when it does.") from error
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def folders_of(home: Home, run: Run) -> list[Path]:
@@ -135,11 +146,12 @@ def folders_of(home: Home, run: Run) -> list[Path]:
 
 
 def delete_run(home: Home, run: Run) -> None:
-    """Mark the run and its models as deleted, as MLflow's own interface does."""
+    """Mark the run and its models as deleted, as MLflow's own interface does; what waited to be sent to it goes too."""
     client = connect(home)
     for model in _models(client, run):
         client.delete_logged_model(model.model_id)
     client.delete_run(run.info.run_id)
+    home.unsent(run.info.run_id).unlink(missing_ok=True)
 
 
 def _models(client: MlflowClient, run: Run) -> list[Any]:
@@ -166,7 +178,7 @@ def pages(search: Any, *args: Any, **options: Any) -> Iterator[Any]:
             return
 
 
-def _rows(registry: Registry) -> dict[str, Stage | Job]:
+def by_run(registry: Registry) -> dict[str, Stage | Job]:
     """Stages and jobs by their run."""
     with registry.read() as session:
         rows: list[Stage | Job] = []

@@ -78,7 +78,7 @@ class MlflowSink:
     ) -> None:
         self._uri, self._run_id, self._file, self._every = tracking_uri, run_id, unsent, flush_seconds
         self._system = system
-        kept = _read_values(unsent) if unsent else []
+        kept = read_values(unsent) if unsent else []
         self._kept = bool(kept)  # whether something is in the file
         self._metrics: deque[Value] = deque(kept, maxlen=_MOST_WAITING)
         self._pictures: deque[tuple[int, str, Any]] = deque(maxlen=_MOST_PICTURES)
@@ -271,7 +271,7 @@ class MlflowSink:
                 line.popleft()
 
 
-def _read_values(path: Path) -> list[Value]:
+def read_values(path: Path) -> list[Value]:
     """Those of an earlier sink; none where there is no file, or another one."""
     try:
         return [

@@ -17,7 +17,7 @@ from lavatar.contracts import VideoSource
 from lavatar.errors import DataError, NameError_, StageBusyError, UnknownSubjectError, UsageError
 from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import owner_alive
-from lavatar.platform.registry import Registry, now
+from lavatar.platform.registry import Registry, hold_stages, now
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, JobPair, Subject
 
@@ -88,6 +88,7 @@ def describe_synthetic(name: str, seed: int) -> Subject:
 def add_subject(registry: Registry, subject: Subject) -> tuple[Subject, bool]:
     """Store `subject`. (row, True if new); the same name with the same bytes is the same subject, wherever it lies."""
     with registry.write() as session:
+        hold_stages(session)  # and no video is freed meanwhile
         present = session.scalar(select(Subject).where(Subject.name == subject.name).with_for_update())
         if present is None:
             session.add(subject)

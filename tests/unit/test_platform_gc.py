@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from lavatar.contracts import StageKind
+from lavatar.contracts import StageKind, VideoSource
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, lookup, planning
+from lavatar.platform import jobs, ledger, lookup, planned, planning
 from lavatar.platform.deletion import delete_job
 from lavatar.platform.garbage import Item, freed, garbage
 from lavatar.platform.home import Home, working_in
@@ -26,9 +27,11 @@ from lavatar.platform.leases import Owner
 from lavatar.platform.modelregistry import Release, register
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry, hold_stages, now
-from lavatar.platform.tables import Artefact, Dataset, Event, JobStage, Stage
+from lavatar.platform.subjects import add_subject, remove_subject
+from lavatar.platform.tables import Artefact, Dataset, Event, JobStage, Stage, Subject
 from lavatar.platform.tracking import Tracker, connect
 from lavatar.platform.warm import WarmChoice
+from lavatar.training.files import file_digest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from inference_files import FACE, RECIPE, make_avatar_release
@@ -234,6 +237,56 @@ def test_what_is_freed_is_gone_from_the_store_too(world: World, monkeypatch: pyt
     assert ledger.finished(registry, home, [stage.key for plan in plans.values() for stage in plan.stages]) == kept
 
 
+def test_a_video_is_freed_when_its_person_and_their_jobs_are_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the store, and the copy that a node fetched; another home's, in the same store, stays."""
+    home, registry = world
+    monkeypatch.setenv("LAVATAR_STORE", (tmp_path / "store").as_uri())
+    store, subjects = home.store(), {}
+    assert store is not None
+    for name in ("ann", "bob"):
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(name.encode() * 1000)
+        subjects[name] = Subject(name=name, kind="video", digest=file_digest(path), path=str(path), created=now())
+        add_subject(registry, subjects[name])
+    people = [planned.person(subject) for subject in subjects.values()]
+    plan = planning.plan(home.root, home.out_dir, [(people[0], people[1])], tiny())
+    monkeypatch.setattr(jobs, "require_weights", lambda stages: None)
+    for _ in range(2):
+        store_job(registry, home, plan, print)
+    digests = {name: subject.digest for name, subject in subjects.items()}
+    assert set(store.objects.names("videos")) == set(digests.values())
+    store.keep_video(VideoSource("far", tmp_path / "ann.mp4", digest="f" * 64))
+    copy = home.root / "videos" / digests["bob"] / "bob.mp4"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "bob.mp4", copy)
+
+    remove_subject(registry, "bob")
+    assert collect(world) == [], "a job has the video: its dataset may have to be made again"
+    delete_job(registry, plan.job_id)
+    found = [item for item in collect(world) if "video" in item.what]
+    assert [(item.where, item.bytes) for item in found] == [
+        (str(copy.parent), 3000),
+        (f"{store.objects.url}/videos/{digests['bob']}", 3000),
+    ]
+    assert set(store.objects.names("videos")) == {digests["ann"], "f" * 64}
+    assert not copy.parent.exists()
+    assert garbage(home, registry, print) == []
+
+    remove_subject(registry, "ann")
+    (item,) = garbage(home, registry, print)
+    add_subject(registry, Subject(name="eve", kind="video", digest=digests["ann"], path="x", created=now()))
+    assert not item.free(), "somebody has it again"
+    assert set(store.objects.names("videos")) == {digests["ann"], "f" * 64}
+    remove_subject(registry, "eve")
+    assert item.free()
+    assert store.objects.names("videos") == ["f" * 64]
+    assert garbage(home, registry, print) == []
+    store_job(registry, home, plan, print)
+    assert len(store.objects.names("videos")) == 3, "a new submit stores them again"
+
+
 def test_a_killed_gc_leaves_what_the_next_one_frees(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     home, registry = world
     plan = make_plan(home)
@@ -370,11 +423,16 @@ def test_runs_of_deleted_jobs_go_and_registered_models_stay(home: Path) -> None:
     for run in (run_id, shown):
         tracker.end(run, ledger.State.FINISHED)
     assert garbage(place, registry, print) == []
+    for run in (run_id, shown, "0" * 32):
+        place.unsent(run).write_text('["total", 0.5, 1, 1]\n')
+    (unsent,) = garbage(place, registry, print)
+    assert unsent.where == str(place.unsent("0" * 32)), "its run is gone, and no job's"
     delete_job(registry, job.id)
     assert (items := [item for item in garbage(place, registry, print) if item.what.startswith("MLflow")])
     assert [(item.what.split(" (")[0], item.bytes) for item in items] == [(f"MLflow run 'job {job.id}'", 2000)]
     assert collect((place, registry))
     assert folders(place) == set()
+    assert list(place.unsent_files()) == [shown], "those of a run that stays can still be sent"
     client = connect(place)
     lifecycle = {run: client.get_run(run).info.lifecycle_stage for run in (run_id, stage_run, shown)}
     assert lifecycle == {run_id: "deleted", stage_run: "active", shown: "active"}

@@ -30,6 +30,7 @@ from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry, now, open_registry
+from lavatar.platform.sink import MlflowSink
 from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import OWNER_TAG, Tracker, connect
 from lavatar.training import checkpoint as checkpoints
@@ -182,6 +183,64 @@ def test_a_run_is_not_ended_before_the_process_that_finished_its_stage_ends_it(
     assert "MLflow run 'avatar:A'" in found.finding.what
     assert tracker.client.get_run(run).info.status == "FINISHED", "as its stage"
     assert doctor(home) == []
+
+
+def test_values_that_were_never_sent_are_sent_or_removed(home: Path) -> None:
+    """Of runs that ended without them, by an MLflow that did not answer then."""
+    place, _ = fresh(home)
+    client = Tracker(place, print).client
+    where = client.create_experiment("lavatar/x", artifact_location=place.mlartifacts.as_uri())
+    runs = {name: client.create_run(where, run_name=name).info.run_id for name in ("ended", "gone", "cut", "open")}
+    (home / "file").touch()
+    sink = MlflowSink(f"sqlite:///{home}/file/nowhere.db", runs["ended"], place.unsent(runs["ended"]), 0.05)
+    for step in range(5):
+        sink.log_metrics(step, {"total": 1 / (1 + step)})
+    sink.close()
+    for run in (*runs.values(), "0" * 32):
+        place.unsent(run).write_bytes(place.unsent(runs["ended"]).read_bytes())
+    for name in ("ended", "gone", "cut"):
+        client.set_terminated(runs[name])
+    client.log_metric(runs["ended"], "total", 1.0, step=0)  # this one had arrived, its answer had not
+    client.delete_run(runs["gone"])
+    text = place.unsent(runs["cut"]).read_text()
+    place.unsent(runs["cut"]).write_text(text[:-9])
+    part = place.root / "logs" / f".{runs['cut']}.unsent.jsonl.part"
+    part.write_text(text[:40])
+    told = words(doctor(place))
+    wanted = (
+        f"5 values of the MLflow run 'ended' ({runs['ended'][:8]}) were not sent",
+        f"5 values wait for an MLflow run that is gone ({runs['gone'][:8]})",
+        "5 values wait for an MLflow run that is gone (00000000)",
+        "the values that wait for the MLflow run 'cut' are not readable",
+        "temporary file of a process that is gone",
+    )
+    assert len(told) == len(wanted), told
+    assert all(any(text in line for line in told) for text in wanted), told
+    with working_in(place):
+        assert doctor(place, repair=True) == [], "somebody may be about to send them"
+    assert len(list(place.unsent_files())) == 5, "looking changes nothing"
+    done = doctor(place, repair=True)
+    assert [outcome.mended for outcome in done] == [True] * 5
+    assert sorted(outcome.finding.mending for outcome in done) == [
+        "it is removed", "they are removed", "they are removed", "they are removed", "they are sent",
+    ]  # fmt: skip
+    points = client.get_metric_history(runs["ended"], "total")
+    assert sorted((point.step, point.value) for point in points) == [(step, 1 / (1 + step)) for step in range(5)]
+    assert client.get_run(runs["ended"]).info.status == "FINISHED"
+    assert list(place.unsent_files()) == [runs["open"]], "who ends it sends them"
+    assert not part.exists()
+    assert doctor(place) == []
+
+
+def test_values_wait_while_mlflow_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, _ = fresh(home)
+    place.unsent("0" * 32).write_text('["total", 0.5, 1, 1]\n')
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    found = doctor(place, repair=True)
+    assert [outcome.mended for outcome in found] == [False, False], "the runs cannot be looked through either"
+    assert "values wait for MLflow, which does not answer" in words(found)
+    assert place.unsent("0" * 32).exists()
 
 
 def test_a_job_whose_cluster_is_gone_before_it_began_is_interrupted(home: Path) -> None:
