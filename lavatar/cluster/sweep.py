@@ -71,6 +71,10 @@ class TrialWatch(Protocol):
 
     def failed(self, trial: str, message: str, hint: str) -> None: ...
 
+    def tick(self) -> None:
+        """Some time has passed: a tenth of a second, at most."""
+        ...
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -139,6 +143,10 @@ class _Relay(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.watch:
             self.watch.failed(trial.trial_id, *_failure(self.failed, trial))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self.watch:
+            self.watch.tick()
 
 
 def _failure(folder: Path, trial: Trial) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lavatar.platform import sweeps
 from lavatar.platform.sweeps import Sweep
+from lavatar.platform.trialtable import values_text
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 460, 320, 60, 40, 46, 20
 COLOURS = {"best": "#d0461e", "finished": "#3c6eb4", "stopped": "#a9b7c9", "failed": "#c9a9a9"}
@@ -75,8 +76,6 @@ def _ends(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]
 
 
 def _label(sweep: Sweep, row: Mapping[str, Any]) -> str:
-    from lavatar.platform.trialboard import values_text
-
     return f"trial {row['number']} ({row['state']}): {values_text(row['params'])}"
 
 

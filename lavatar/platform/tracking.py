@@ -9,6 +9,7 @@ trains meanwhile trains on, and its values arrive later.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -25,6 +26,7 @@ from lavatar.inference.figures import flat
 from lavatar.masking import masked
 from lavatar.platform.home import TRACKING_VARIABLE, Home
 from lavatar.platform.inputs import Input, as_datasets
+from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import process_mark
 from lavatar.platform.machine import machine_tags
 from lavatar.platform.provenance import FOLDER, Provenance, gather
@@ -41,6 +43,7 @@ PARENT_TAG = "mlflow.parentRunId"
 HOME_TAG, OWNER_TAG = "lavatar.home", "lavatar.owner"
 """Of every run: the home that it belongs to, and the process that opened it last."""
 OPENED_TAG = "lavatar.opened"  # by it a run is found whose making was not answered
+TABLES_TAG = "mlflow.loggedArtifacts"  # by it MLflow finds tables
 EVALUATION = "evaluation"
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """How MLflow says that there is no such run, or a deleted one."""
@@ -180,6 +183,21 @@ class Tracker:
         stamp = int(time.time() * 1000)
         rows = [Metric(metric_name(name), value, stamp, step) for name, value in metrics.items()]
         self._try("log a step", lambda _: self.client.log_batch(run_id, metrics=rows))
+
+    def log_table(self, run_id: str | None, name: str, columns: Mapping[str, Sequence[Any]], text: str) -> None:
+        """A table as it is now, in place of what it was: NAME.json, which `mlflow.load_table` reads, and NAME.txt."""
+        if run_id is None:
+            return
+        rows = plain([list(row) for row in zip(*columns.values(), strict=True)])
+        table = {"columns": list(columns), "data": rows}
+        listed = json.dumps([{"path": f"{name}.json", "type": "table"}])
+
+        def log(_: bool) -> None:
+            self.client.log_dict(run_id, table, f"{name}.json")
+            self.client.log_text(run_id, text + "\n", f"{name}.txt")
+            self.client.set_tag(run_id, TABLES_TAG, listed)
+
+        self._try("log a table", log, patient=False)
 
     def _open(
         self,

@@ -1,13 +1,14 @@
 """The trials of a sweep as they go: into trials.json, onto the display and into MLflow, a nested run each.
 
 trials.json is the memory of a sweep: results, and what the schedulers are told again after a restart. It is written
-whole at every report.
+whole at every report. In the sweep's own run there is a table of all trials, written anew now and then.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,30 @@ from lavatar.platform.progress import Display
 from lavatar.platform.states import State
 from lavatar.platform.sweeps import Sweep
 from lavatar.platform.tracking import Tracker
+from lavatar.platform.trialtable import table_columns, table_text, values_text
 from lavatar.training.files import write_json
 
 STEP = "step"
 _STATES = {"finished": State.FINISHED, "stopped": State.FINISHED, "failed": State.FAILED}
 VALUES_TAG = "lavatar.values"  # of a trial that took over another one: its values since
+TABLE = "progress"
+TABLE_SECONDS, TABLE_SHARE = 10.0, 20
+"""Least time from one writing of the table to the next, and how many times as long as the writing took."""
 
 
 class TrialBoard:
     """A `TrialWatch` (lavatar.cluster.sweep)."""
 
-    def __init__(self, folder: Path, sweep: Sweep, display: Display, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sweep: Sweep,
+        display: Display,
+        tracker: Tracker,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder, self._sweep, self._display, self._tracker = folder, sweep, display, tracker
+        self._clock, self._changed, self._table_due = clock, False, 0.0
         self.data = sweeps.read_trials(folder)
         self._rows: dict[str, dict[str, Any]] = self.data["trials"]
         for row in self._rows.values():
@@ -87,6 +100,14 @@ class TrialBoard:
         self._end(row, "failed")
         self._display.message(f"{_name(row)} failed: {message}; the others go on", "warning")
 
+    def tick(self) -> None:
+        """Is called all the time: writes the table where something has changed and it is time to."""
+        began = self._clock()
+        if self._changed and began >= self._table_due:
+            self._log_table()
+            ended = self._clock()
+            self._table_due = ended + max(TABLE_SECONDS, TABLE_SHARE * (ended - began))
+
     def done(self) -> bool:
         """Whether all trials have ended, in whatever way."""
         return sum(row["state"] in sweeps.ENDED for row in self._rows.values()) >= self._sweep.trials
@@ -106,6 +127,7 @@ class TrialBoard:
         figures = {f"best/{self._sweep.metric}": sweeps.figure(self._sweep, won)} if won else {}
         files = {name: self._folder / name for name in (sweeps.PLOT, sweeps.TRIALS)}
         self._tracker.log_result(run_id, figures, files)
+        self._log_table()
         if won:
             self._tracker.tag(run_id, {VALUES_TAG: json.dumps(won["params"])})
         self._tracker.end(run_id, state)
@@ -118,14 +140,13 @@ class TrialBoard:
 
     def _write(self) -> None:
         write_json(self._folder / sweeps.TRIALS, self.data)
+        self._changed = True
+
+    def _log_table(self) -> None:
+        self._changed = False
+        columns, text = table_columns(self._sweep, self.data), table_text(self._sweep, self.data)
+        self._tracker.log_table(self.data["run_id"], TABLE, columns, text)
 
 
 def _name(row: Mapping[str, Any]) -> str:
     return f"trial {row['number']}"
-
-
-def values_text(point: Mapping[str, Any]) -> str:
-    """ "avatar.samples=8, avatar_loss.lambda_lr=0.213"."""
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
-    )

@@ -133,6 +133,8 @@ def test_asha_stops_the_bad_ones_and_a_failed_trial_ends_no_other(lavatar: Lavat
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "plot.svg",
         "trials.json",
+        "progress.json",
+        "progress.txt",
         "provenance",
     }
     stage = lavatar.stage("preprocess:ann")
@@ -191,6 +193,7 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_what_asha_knew(lavatar: La
 def test_a_sweep_that_was_told_to_stop_goes_on_by_its_id(lavatar: Lavatar) -> None:
     line = command(lavatar, rates(GOOD, 2e-3), "--trials", "2", "--scheduler", "none", avatar__code_dim=24)
     process = started(lavatar, line, lambda rows: any(len(row["reports"]) >= 2 for row in rows))
+    until(lambda: any("running" in path.read_text() for path in lavatar.home.rglob("progress.txt")), lavatar)
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     result = json.loads(out)

@@ -377,11 +377,23 @@ def test_what_a_trial_says_again_after_a_restart_counts_once(tmp_path: Path) -> 
     assert [row["number"] for row in sweeps.read_trials(tmp_path)["trials"].values()] == [1]
 
 
-def test_the_runs_of_trials_are_nested_below_the_sweeps(home: Path) -> None:
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home with an MLflow, which takes seconds to make."""
+    from lavatar.platform.tracking import connect
+
+    place = Home(tmp_path_factory.mktemp("tracked") / "home").ensure()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        connect(place)
+    return place
+
+
+def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     from lavatar.platform.sweep_plot import plot
     from lavatar.platform.tracking import PARENT_TAG, Tracker
 
-    place, sweep = Home(home).ensure(), toy_sweep()
+    place, sweep = tracked, toy_sweep()
     folder = place.root / "sweeps" / "abc"
     folder.mkdir(parents=True)
     display = Recorder()
@@ -402,8 +414,9 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(home: Path) -> None:
     client = Tracker(place, print).client
     experiment = client.get_experiment_by_name(sweeps.EXPERIMENT)
     assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    parent = runs["sweep abc"]
+    parent = client.get_run(board.data["run_id"])
+    below = client.search_runs([experiment.experiment_id], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
+    runs = {run.info.run_name: run for run in (parent, *below)}
     assert {name: run.info.status for name, run in runs.items()} == {
         "sweep abc": "FINISHED", "trial 1": "FINISHED", "trial 2": "FAILED",
     }  # fmt: skip
@@ -413,9 +426,72 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(home: Path) -> None:
     curve = client.get_metric_history(runs["trial 1"].info.run_id, "lpips")
     assert [(point.step, point.value) for point in curve] == [(5, 0.4), (10, 0.2), (15, 0.05), (20, 0.04)]
     assert parent.data.metrics["best/lpips"] == 0.04
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"plot.svg", "trials.json"}
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"plot.svg", "trials.json", "progress.json", "progress.txt"}
     assert any("goes on from a better one" in text for text in display.messages)
 
     from lavatar.platform import runs as all_runs
 
     assert all_runs.unreferenced(place, open_registry(place)) == [], "gc leaves the user's sweeps alone"
+
+
+def test_while_a_sweep_runs_mlflow_has_its_table(tracked: Home, tmp_path: Path, monkeypatch: Any) -> None:
+    from lavatar.platform.tracking import Tracker
+
+    place = tracked
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.tracking_uri)
+    sweep = toy_sweep(metric="psnr", mode="max", space={"avatar.samples": {"choice": [4, 8]}})
+    folder = place.root / "sweeps" / "def"
+    folder.mkdir(parents=True)
+    now = [100.0]
+    tracker = Tracker(place, print)
+    board = TrialBoard(folder, sweep, Recorder(), tracker, lambda: now[0])
+    board.open({})
+    run_id = board.data["run_id"]
+
+    def text() -> str:
+        return Path(tracker.client.download_artifacts(run_id, "progress.txt", str(tmp_path))).read_text()
+
+    def shown() -> Any:
+        return tracker.client.load_table(tracker.client.get_run(run_id).info.experiment_id, "progress.json", [run_id])
+
+    def states() -> list[tuple[str, int, float | None]]:
+        rows = shown()[["state", "step", "psnr"]].itertuples(index=False, name=None)
+        return [(state, step, psnr if psnr == psnr else None) for state, step, psnr in rows]
+
+    board.started("a", {"avatar.samples": 4})
+    board.started("b", {"avatar.samples": 8})
+    board.tick()
+    assert states() == [("running", 0, None)] * 2
+    board.reported("b", {**report(5, 0.4), "psnr": 21.0})
+    now[0] += 9.0
+    board.tick()
+    assert "21" not in text(), "not all the time"
+    now[0] += 2.0
+    board.tick()
+    assert states() == [("running", 5, 21.0), ("running", 0, None)], "best first"
+    assert "avatar.samples=8" in text().splitlines()[1]
+    assert list(shown().columns) == ["trial", "state", "step", "psnr", "seconds", "avatar.samples", "message"]
+    board.failed("a", "the loss is not finite", "")
+    board.ended("b")
+    board.close(State.FINISHED)
+    assert [row[0] for row in states()] == ["stopped", "failed"]
+    assert "the loss is not finite" in text()
+
+
+def test_a_slow_mlflow_gets_the_table_less_often(tmp_path: Path) -> None:
+    now, written = [0.0], []
+
+    class Slow(NoTracker):
+        def log_table(self, run_id: str | None, name: str, columns: object, text: str) -> None:
+            now[0] += 6.0
+            written.append(now[0])
+
+    board = TrialBoard(tmp_path, toy_sweep(), Recorder(), Slow(None, print), lambda: now[0])  # type: ignore[arg-type]
+    board.started("a", {"avatar.samples": 4})
+    for step in range(1, 40):
+        board.reported("a", report(step, 1 / step))
+        board.tick()
+        now[0] += 10.0
+    assert written == [6.0, 132.0, 258.0, 384.0], "it waits for it less than a twentieth of the time"

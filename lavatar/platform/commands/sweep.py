@@ -245,21 +245,11 @@ def promote(name: str, actor: str | None, detach: bool, as_json: bool) -> None:
 def _result(folder: Path) -> dict[str, Any]:
     """The object that --json prints."""
     from lavatar.platform import sweeps
+    from lavatar.platform.trialtable import trial_rows
 
     defined, trials = sweeps.read(folder), sweeps.read_trials(folder)
     won = sweeps.best(defined, trials)
-    rows = [
-        {
-            "trial": row["number"],
-            "state": row["state"],
-            "step": row["reports"][-1]["step"] if row["reports"] else 0,
-            "value": sweeps.figure(defined, row),
-            "seconds": row["reports"][-1]["training_seconds"] if row["reports"] else 0.0,
-            "params": row["params"],
-            "message": row.get("message", ""),
-        }
-        for row in sweeps.ranked(defined, trials)
-    ]
+    rows = trial_rows(defined, trials)
     names = ("avatar", "actor", "recipe", "scheduler", "search", "metric", "mode", "steps", "every", "space")
     plot = folder / sweeps.PLOT
     return {
@@ -278,19 +268,15 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _answer(folder: Path, as_json: bool) -> None:
-    from lavatar.platform.trialboard import values_text
+    from lavatar.platform import sweeps
+    from lavatar.platform.trialtable import table_text
 
     result = _result(folder)
     if as_json:
         answer_json(result)
         return
     lines = [f"sweep {result['sweep']} {result['state']}: {result['ended']} of {result['wanted']} trials ended"]
-    cells = [
-        (str(r["trial"]), r["state"], str(r["step"]), "-" if r["value"] is None else f"{r['value']:.4g}",
-         f"{r['seconds']:.1f}", values_text(r["params"]), r["message"])
-        for r in result["trials"]
-    ]  # fmt: skip
-    lines.append(table(cells, ("TRIAL", "STATE", "STEP", result["metric"].upper(), "SECONDS", "VALUES", "")))
+    lines.append(table_text(sweeps.read(folder), sweeps.read_trials(folder)))
     if result["plot"]:
         lines.append(f"plot    {result['plot']}")
     if result["best"]:
