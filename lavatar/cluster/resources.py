@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,11 +160,12 @@ def ray_options(share: Share) -> dict[str, float]:
     return {name: value for name, value in options.items() if value}
 
 
-def ray_machine() -> Machine:
-    """What the connected Ray cluster has now."""
+def ray_machine(only: Collection[str] | None = None) -> Machine:
+    """What the connected Ray cluster has now, or those of its nodes whose ids are given."""
     import ray
 
-    return Machine(tuple(Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]))
+    nodes = [node for node in ray.nodes() if node["Alive"] and (only is None or node["NodeID"] in only)]
+    return Machine(tuple(Node.of(node["Resources"]) for node in nodes))
 
 
 def node_for(key: str, share: Share) -> Any:

@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -27,7 +27,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from lavatar.cluster.logs import log_path, note, redirected
 from lavatar.cluster.memory import batch_too_large, out_of_memory
 from lavatar.cluster.parallel import limit_threads
-from lavatar.cluster.resources import Machine, Share, ray_machine, share_of
+from lavatar.cluster.resources import Machine, Share, ray_machine, ray_options, share_of
 from lavatar.cluster.schedulers import build_scheduler, packed, tune_domain, unpacked
 from lavatar.cluster.trial import Trials, run_trial
 from lavatar.configs.recipe import Recipe
@@ -54,6 +54,10 @@ ENVIRONMENT = {
 
 class TrialWatch(Protocol):
     """Is told of the trials as they go. Called in the driver's process, one call at a time."""
+
+    def said(self, text: str) -> None:
+        """A note for the eyes."""
+        ...
 
     def forget(self) -> None:
         """The sweep begins at its beginning: of earlier trials nothing was stored."""
@@ -92,6 +96,7 @@ class SweepPlan:
     concurrent: int  # 0: as many as there is room for
     folder: Path
     reports: Path
+    nodes: tuple[str, ...] | None = None  # ids of the nodes that have the home; None: all
 
 
 def run_tune(plan: SweepPlan, watch: TrialWatch) -> None:
@@ -100,12 +105,13 @@ def run_tune(plan: SweepPlan, watch: TrialWatch) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told by the watch
     recipe = Recipe.model_validate(plan.trials.spec.recipe)
-    machine = ray_machine()
-    share = _crowded(share_of(getattr(recipe.resources, plan.trials.spec.kind.value), machine), plan, machine)
+    share = _share(plan, recipe)
+    for note_ in share.notes:
+        watch.said(note_)
     shutil.rmtree(plan.trials.folder / FAILED, ignore_errors=True)  # a sweep that is taken up tries them again
     _Relay.watch, _Relay.failed, _Relay.space = watch, plan.trials.folder / FAILED, plan.space
     try:
-        trainable = tune.with_resources(_trainable(plan, share), _resources(share))
+        trainable = tune.with_resources(_trainable(plan, share), _request(plan, share))
         tuner = _restored(plan, trainable)
         if tuner is None:
             watch.forget()
@@ -180,17 +186,25 @@ def _signals_as_one() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _share(plan: SweepPlan, recipe: Recipe) -> Share:
+    """What each trial gets: one worker's part. Raises PlacementError."""
+    section, machine = plan.trials.spec.kind.value, ray_machine(plan.nodes)
+    share = share_of(getattr(recipe.resources, section).model_copy(update={"workers": 1}), machine, section)
+    return _crowded(share, plan, machine)
+
+
 def _crowded(share: Share, plan: SweepPlan, machine: Machine) -> Share:
     """Population based training needs all trials at once: the number of those that run is held by what each takes."""
     if plan.scheduler != "pbt" or not plan.concurrent:
         return share
     cpus = min(machine.cpus, machine.total.cpus / plan.concurrent)
-    return Share(max(share.cpus, cpus), share.gpus, 1, share.memory_gb)
+    return replace(share, cpus=max(share.cpus, cpus))
 
 
-def _resources(share: Share) -> dict[str, float]:
-    wanted = {"cpu": share.cpus, "gpu": share.gpus, "memory": share.memory_gb * 2**30}
-    return {name: value for name, value in wanted.items() if value}
+def _request(plan: SweepPlan, share: Share) -> tune.PlacementGroupFactory:
+    """The same in Tune's words, on the nodes that may have trials."""
+    where = [{"ray.io/node-id": f"in({','.join(plan.nodes)})"}] if plan.nodes is not None else None
+    return tune.PlacementGroupFactory([ray_options(share)], bundle_label_selector=where)
 
 
 def _fresh(plan: SweepPlan, trainable: Any, max_failures: int) -> tune.Tuner:
@@ -275,7 +289,7 @@ def _in_actor(trials: Trials, share: Share, point: Point) -> None:
         tune.report({**figures, FIGURES: figures}, checkpoint=tune.Checkpoint.from_directory(str(state)))
 
     with redirected(log):
-        note(log, f"trial {name}: begins with {point} (process {os.getpid()})")
+        note(log, f"trial {name}: begins with {point} on {_place(share, device)} (process {os.getpid()})")
         try:
             stored = tune.get_checkpoint()
             if stored is None:
@@ -291,6 +305,12 @@ def _in_actor(trials: Trials, share: Share, point: Point) -> None:
             failure.parent.mkdir(parents=True, exist_ok=True)
             write_json(failure, _said(error))
             raise
+
+
+def _place(share: Share, device: str) -> str:
+    """Where a trial computes: "cuda of node 3f2a91c0, GPU 1"."""
+    gpus = f", GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}" if share.gpus else ""
+    return f"{device} of node {ray.get_runtime_context().get_node_id()[:8]}{gpus}"
 
 
 def _said(error: Exception) -> dict[str, str]:

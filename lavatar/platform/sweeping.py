@@ -61,6 +61,7 @@ def run_sweep(
         if getattr(recipe.resources, sweep.kind.value).workers > 1:
             display.message("each trial has one worker; those of the recipe train what is promoted", "warning")
         with _ray(home, recipe, display):
+            nodes = _nodes(folder, display)
             try:
                 run_job(Office(home, registry, display, lambda: _runner(home), Owner.current()), plan)
             except Interrupted as error:
@@ -68,7 +69,7 @@ def run_sweep(
                     error.message, f"Repeat the command, or: lavatar sweep resume {folder.name}"
                 ) from error
             home.fetch(*plan.swept.spec.inputs.values())
-            _run_trials(home, folder, sweep, plan, display, concurrent)
+            _run_trials(home, folder, sweep, plan, display, concurrent, nodes)
     return folder
 
 
@@ -119,7 +120,29 @@ def _runner(home: Home) -> Any:
     return StageRunner(home.root, address_for(home.root))
 
 
-def _run_trials(home: Home, folder: Path, sweep: Sweep, plan: Preparation, display: Display, concurrent: int) -> None:
+def _nodes(folder: Path, display: Display) -> tuple[str, ...] | None:
+    """Those that trials can run on; None: all. Raises PlacementError."""
+    from lavatar.cluster.homes import sharing
+
+    found = sharing(folder)
+    if found.without:
+        display.message(
+            f"trials run on {len(found.nodes)} of {len(found.nodes) + len(found.without)} nodes: "
+            f"{', '.join(found.without)} cannot see {folder}, where they read and write",
+            "warning",
+        )
+    return found.only
+
+
+def _run_trials(
+    home: Home,
+    folder: Path,
+    sweep: Sweep,
+    plan: Preparation,
+    display: Display,
+    concurrent: int,
+    nodes: tuple[str, ...] | None,
+) -> None:
     """The trials on Tune, shown and tracked."""
     from lavatar.cluster.sweep import SweepPlan, run_tune
     from lavatar.cluster.trial import Trials
@@ -134,7 +157,7 @@ def _run_trials(home: Home, folder: Path, sweep: Sweep, plan: Preparation, displ
         run_tune(
             SweepPlan(
                 trials, sweep.domains(), sweep.points, sweep.trials, sweep.scheduler, sweep.search, sweep.metric,
-                sweep.mode, sweep.steps, concurrent, folder, folder / sweeps.TRIALS,
+                sweep.mode, sweep.steps, concurrent, folder, folder / sweeps.TRIALS, nodes,
             ),
             board,
         )  # fmt: skip

@@ -55,6 +55,9 @@ class TrialBoard:
         self.data["run_id"] = self._tracker.open_stage(sweeps.EXPERIMENT, title, self.data["run_id"], None, params)
         self._write()
 
+    def said(self, text: str) -> None:
+        self._display.message(text, "warning")
+
     def forget(self) -> None:
         for row in self._rows.values():
             self._tracker.end(row["run_id"], State.INTERRUPTED)

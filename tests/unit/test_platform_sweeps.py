@@ -87,6 +87,7 @@ def tune(monkeypatch: pytest.MonkeyPatch) -> Tune:
     monkeypatch.setattr(lavatar.cluster.sweep, "run_tune", played)
     monkeypatch.setattr(lavatar.cluster.stages, "StageRunner", opened)
     monkeypatch.setattr("lavatar.platform.sweeping._ray", lambda *a: contextlib.nullcontext())
+    monkeypatch.setattr("lavatar.platform.sweeping._nodes", lambda *a: None)
     monkeypatch.setattr("lavatar.platform.sweeping.require_for_trials", lambda *a: None)
     for name in ("jobs", "sweeping"):
         monkeypatch.setattr(f"lavatar.platform.{name}.Tracker", NoTracker)
