@@ -1,4 +1,4 @@
-"""Curves over one axis of steps as inline SVG, with the legend as text below."""
+"""Curves over one axis of steps (or frames) as inline SVG, with the legend as text below."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ LEFT, TOP, WIDTH, HEIGHT, BOTTOM, RIGHT = 52, 8, 336, 176, 22, 12  # of the draw
 STYLE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); gap: 1.2rem 1.6rem; }
 .charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
+@media (min-width: 601px) { .charts.small .chart text { font-size: 16px; } }
 .charts > * { min-width: 0; }
-.chart svg { display: block; width: 100%; max-width: 640px; height: auto; }
+.chart svg { display: block; width: 100%; max-width: 640px; height: auto; overflow: visible; }
 .chart figcaption { font-size: .95rem; font-weight: 600; color: inherit; }
 .chart text { font: 11px system-ui, sans-serif; fill: var(--soft); } .chart .grid { stroke: var(--line); }
 .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke: currentColor; }
@@ -45,10 +46,18 @@ class Curve:
 
 
 def chart(
-    title: str, curves: Sequence[Curve], *, bold: str = "", last: int = 0, look: Mapping[str, int] | None = None
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    bold: str = "",
+    last: int = 0,
+    look: Mapping[str, int] | None = None,
+    across: str = "step",
+    ends: bool = True,
 ) -> Html:
     """All curves on one axis of steps, one axis of values; the curve called `bold` is drawn thicker. The steps end with
-    the curves, or at `last`. `look`: the place of a name in the order of colours; else the curves' own order."""
+    the curves, or at `last`. `look`: the place of a name in the order of colours; else the curves' own order. `across`:
+    what a step is called; `ends`: the legend says where each curve ends."""
     shown = [Curve(curve.name, thinned(curve.points)) for curve in curves]
     values = [v for curve in shown for _, v in curve.points if math.isfinite(v)]
     if not values:
@@ -58,10 +67,10 @@ def chart(
     looks = [_look((look or {}).get(curve.name, i), curve.name == bold) for i, curve in enumerate(shown)]
     lines = [_line(curve, axis, last, classes) for curve, classes in zip(shown, looks, strict=True)]
     box = f"0 0 {LEFT + WIDTH + RIGHT} {TOP + HEIGHT + BOTTOM}"
-    label = f"{title}: {', '.join(f'{c.name} ends at {c.last:.3g}' for c in curves)}"
-    drawn = tag("svg", _grid(axis, last), *lines, viewBox=box, role="img", aria_label=label)
+    label = f"{title}: {', '.join(f'{c.name} ends at {c.last:.3g}' if ends else c.name for c in curves)}"
+    drawn = tag("svg", _grid(axis, last, across), *lines, viewBox=box, role="img", aria_label=label)
     caption = f"{title} (logarithmic)" if axis.logarithmic else title
-    return tag("figure", tag("figcaption", caption), drawn, _key(curves, looks), class_="chart")
+    return tag("figure", tag("figcaption", caption), drawn, _key(curves, looks, ends), class_="chart")
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
@@ -99,7 +108,8 @@ def value_axis(values: Sequence[float]) -> Axis:
         return Axis(ticks[0], ticks[-1], ticks, True)
     step = _round_step((high - low) or abs(high) or 1.0)
     first, final = math.floor(low / step), math.ceil(high / step)
-    final = max(final, first + 1)
+    if final <= first:  # a curve that stays where it is lies between two lines
+        first, final = (first - 1 if first else 0), first + 1
     ticks = tuple(i * step for i in range(first, final + 1))
     return Axis(ticks[0], ticks[-1], ticks, False)
 
@@ -118,7 +128,7 @@ def _y(share: float) -> float:
     return TOP + HEIGHT * (1 - share)
 
 
-def _grid(axis: Axis, last: int) -> Html:
+def _grid(axis: Axis, last: int, across: str) -> Html:
     """Lines and numbers of both axes."""
     parts = []
     every = math.ceil(len(axis.ticks) / 7)
@@ -128,7 +138,7 @@ def _grid(axis: Axis, last: int) -> Html:
         parts.append(tag("text", f"{value:.3g}", x=f"{LEFT - 6}", y=f"{y + 4:.1f}", text_anchor="end"))
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
         step = round(last * share)
-        text = f"step {step:,}" if share == 1 else f"{step:,}"
+        text = f"{across} {step:,}" if share == 1 else f"{step:,}"
         y = TOP + HEIGHT + 16
         parts.append(tag("text", text, x=f"{_x(last * share, last):.1f}", y=f"{y}", text_anchor=anchor))
     return joined(parts)
@@ -157,10 +167,10 @@ def _line(curve: Curve, axis: Axis, last: int, look: str) -> Html:
     return tag("g", *parts)
 
 
-def _key(curves: Sequence[Curve], looks: Sequence[str]) -> Html:
+def _key(curves: Sequence[Curve], looks: Sequence[str], ends: bool) -> Html:
     items = []
     for curve, look in zip(curves, looks, strict=True):
         line = tag("line", x1="0", x2="26", y1="4", y2="4", class_=look)
         swatch = tag("svg", line, viewBox="0 0 26 8", aria_hidden="true")
-        items.append(tag("li", swatch, f"{curve.name} {curve.last:.3g}"))
+        items.append(tag("li", swatch, f"{curve.name} {curve.last:.3g}" if ends else curve.name))
     return tag("ul", *items, class_="key")

@@ -21,13 +21,13 @@ _VOID = ("img", "meta", "br", "link")
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c2430; --soft: #566273; --line: #dfe4ea; --rule: #aab3bf;
-  --card: #f7f8fa; --link: #1459b8; --good: #14713f; --bad: #b3261e; --warn: #8a5a00;
+  --shade: #1c243040; --card: #f7f8fa; --link: #1459b8; --good: #14713f; --bad: #b3261e; --warn: #8a5a00;
   --c0: #1f6fd6; --c1: #c9431f; --c2: #18804f; --c3: #8549c4; --c4: #a06400; --c5: #0b7f8d; --c6: #bb2f84;
   --c7: #566273; }
 @media (prefers-color-scheme: dark) { :root { --page: #14181f; --ink: #e6e9ee; --soft: #a3aebd; --line: #2c343f;
-  --rule: #56616f; --card: #1b212a; --link: #7db2ff; --good: #5fd39a; --bad: #ff8f84; --warn: #f0b95a;
-  --c0: #6aa9ff; --c1: #ff8a6c; --c2: #4cc790; --c3: #c39bff; --c4: #f0b24a; --c5: #4fd0dd; --c6: #ff86c8;
-  --c7: #a9b4c3; } }
+  --rule: #56616f; --shade: #8fa3bd58; --card: #1b212a; --link: #7db2ff; --good: #5fd39a; --bad: #ff8f84;
+  --warn: #f0b95a; --c0: #6aa9ff; --c1: #ff8a6c; --c2: #4cc790; --c3: #c39bff; --c4: #f0b24a; --c5: #4fd0dd;
+  --c6: #ff86c8; --c7: #a9b4c3; } }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
   max-width: 1500px; padding: 0 1.5rem; overflow-wrap: anywhere; }
@@ -36,8 +36,13 @@ h3 { font-size: 1rem; margin: 1.3rem 0 .4rem; } h4 { font-size: .9rem; margin: 1
 a { color: var(--link); } p, .legend { color: var(--soft); margin: .2rem 0 .6rem; } .legend { font-size: .85rem; }
 code { font: .9em ui-monospace, monospace; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; margin: 1rem 0 0; }
-.scroll { overflow-x: auto; } .scroll:focus-visible { outline: 2px solid var(--link); }
-table { border-collapse: collapse; margin-top: .6rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.scroll { overflow-x: auto; background: linear-gradient(90deg, var(--page) 50%, transparent) local 0 0 / 36px 100%,
+  linear-gradient(-90deg, var(--page) 50%, transparent) local 100% 0 / 36px 100%,
+  linear-gradient(90deg, var(--shade), transparent) 0 0 / 14px 100%,
+  linear-gradient(-90deg, var(--shade), transparent) 100% 0 / 14px 100%; background-repeat: no-repeat; }
+.scroll:focus-visible { outline: 2px solid var(--link); }
+table { border-collapse: separate; border-spacing: 0; margin-top: .6rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding-bottom: .2rem; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); } thead th { border-bottom-color: var(--rule); }
@@ -51,10 +56,13 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } tbody th {
 figure img { width: 100%; display: block; background: #fff; } figcaption { font-size: .8rem; color: var(--soft);
   padding-right: .4rem; }
 .numbers { font-size: .85rem; font-variant-numeric: tabular-nums; margin-top: .3rem; }
-.numbers b { font-weight: 600; } .scale img { width: 260px; height: 12px; vertical-align: middle; margin: 0 .5rem; }
-img.curves { max-width: 100%; border: 1px solid var(--line); }
+.numbers b { font-weight: 600; }
+.scale img { width: min(260px, 40vw); height: 12px; vertical-align: middle; margin: 0 .5rem; }
 @media (max-width: 600px) { body { margin: 1rem auto; padding: 0 1rem; } th, td { padding: .3rem .5rem; }
-  .words th, .words td { white-space: normal; } .words td:last-child { min-width: 9rem; } }
+  th:first-child { position: sticky; left: 0; background: var(--page); }
+  tbody th:first-child { min-width: 9rem; max-width: 45vw; white-space: normal; overflow-wrap: anywhere; }
+  .words { font-size: .85rem; } .words th, .words td { white-space: normal; } .words td:last-child { min-width: 8rem; }
+  .words th:first-child { position: static; min-width: 0; overflow-wrap: normal; } }
 """
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lavatar.inference.cards import Card, draw_card
+from lavatar.inference.chart import STYLE as CHARTS
 from lavatar.inference.document import Html, document, embedded, joined, table, tag
 from lavatar.inference.panels import ERROR_FULL, error_scale
 from lavatar.inference.showcase import Shown
@@ -37,7 +36,7 @@ def write_folder(
     metrics: Mapping[str, Any],
     notes: Sequence[str],
     sections: Sequence[Section],
-    curves: np.ndarray,
+    curves: Sequence[Html],
 ) -> dict[str, Path]:
     """Write the three files, each by rename; `metrics` as JSON takes them. Returns them by name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,23 +53,19 @@ def write_folder(
 
 
 def page(
-    title: str, metrics: Mapping[str, Any], notes: Sequence[str], sections: Sequence[Section], curves: np.ndarray
+    title: str, metrics: Mapping[str, Any], notes: Sequence[str], sections: Sequence[Section], curves: Sequence[Html]
 ) -> str:
-    """The HTML."""
+    """The HTML. `curves`: charts of the expression."""
     parts = [tag("h1", title), tag("p", "Frames held out of training, at the avatar's training resolution.")]
     parts += [tag("p", f"note: {note}", class_="legend") for note in notes]
     parts += [table(shown) for shown in tables(metrics)]
     parts += [_section(section) for section in sections]
     parts += [
         tag("h2", "Expression over the frames"),
-        tag(
-            "p",
-            "Blue: the truth (in cross reenactment the actor). Red: the result. Gaps: no face was found, or the "
-            "measure cannot be seen.",
-        ),
-        tag("img", class_="curves", alt="expression measures over the frames", src=embedded(curves, ".png")),
+        tag("p", "The held-out frames in order. Gaps: no face was found, or the measure cannot be seen."),
+        tag("div", *curves, class_="charts"),
     ]
-    return document(title, parts)
+    return document(title, parts, CHARTS)
 
 
 def _section(section: Section) -> Html:
@@ -88,7 +83,7 @@ def _section(section: Section) -> Html:
 def _card(section: Section, shown: Shown) -> Html:
     digits = {"psnr": 2, "ssim": 3, "lpips": 3}
     numbers = [
-        joined([f"{n.upper()} ", tag("b", f"{shown.figures[n]:.{d}f}")])
+        joined([f"{n.upper()}\u00a0", tag("b", f"{shown.figures[n]:.{d}f}")])
         for n, d in digits.items()
         if n in shown.figures
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import EXPRESSIONS, FrameMeta
 from lavatar.datasets.loader import FrameStore
+from lavatar.inference.chart import Curve, chart
+from lavatar.inference.document import Html
 from lavatar.inference.loading import Avatar, Pair
 from lavatar.inference.measured import CACHE_MB, Evaluation, FrameFigures
 from lavatar.inference.panels import choose_frames, curves, error_map
@@ -110,8 +113,28 @@ def _with_error(truth: np.ndarray, result: np.ndarray) -> tuple[tuple[str, np.nd
 
 
 def strips(own: Evaluation, cross: Evaluation | None) -> np.ndarray:
-    """The expression over the held-out frames, truth (or actor) against result: self above cross."""
-    parts = [("self", own)] + ([("cross", cross)] if cross is not None else [])
-    truth = {f"{label} {name}": values for label, e in parts for name, values in e.truth.items()}
-    result = {f"{label} {name}": values for label, e in parts for name, values in e.result.items()}
+    """The expression over the held-out frames, truth (or actor) against result, as a picture: self above cross."""
+    measures = list(_measures(own, cross))
+    truth, result = ({title: both[i] for title, _, *both in measures} for i in (0, 1))
     return curves(truth, result, list(truth))
+
+
+def strip_charts(own: Evaluation, cross: Evaluation | None) -> list[Html]:
+    """The same for a page: a chart of each measure."""
+    return [
+        chart(
+            title,
+            [Curve(name, tuple(enumerate(map(float, v)))) for name, v in ((who, truth), ("result", result))],
+            across="frame",
+            ends=False,
+        )
+        for title, who, truth, result in _measures(own, cross)
+    ]
+
+
+def _measures(own: Evaluation, cross: Evaluation | None) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Of each measure its title, whom the result is held against, what that one does and what the result does."""
+    evaluations = [("self", "truth", own)] + ([("cross", "actor", cross)] if cross is not None else [])
+    for label, who, each in evaluations:
+        for name, values in each.truth.items():
+            yield f"{label} {name}", who, values, each.result[name]

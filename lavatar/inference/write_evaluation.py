@@ -8,7 +8,7 @@ from lavatar.configs.recipe import Recipe
 from lavatar.inference.evaluate import Evaluations
 from lavatar.inference.loading import Avatar, Pair
 from lavatar.inference.page import Section, write_folder
-from lavatar.inference.showcase import cross_frames, self_frames, strips
+from lavatar.inference.showcase import cross_frames, self_frames, strip_charts
 
 
 def write_evaluation(
@@ -37,4 +37,4 @@ def write_evaluation(
             text = "Against the actor's expression drawn on the avatar, which synthetic pairs alone have."
         shown = cross_frames(avatar, pair, avatar_dataset, actor_dataset, recipe, both.cross)
         sections.append(Section("Cross reenactment", text, shown, error=synthetic))
-    return write_folder(folder, title, both.metrics, both.notes, sections, strips(both.own, both.cross))
+    return write_folder(folder, title, both.metrics, both.notes, sections, strip_charts(both.own, both.cross))

@@ -39,6 +39,7 @@ STYLE = (
 .two .frames { grid-template-columns: minmax(0, 1fr); }
 video, .videos img, .still { width: 100%; max-width: 1100px; height: auto; display: block; background: #fff;
   border: 1px solid var(--line); border-radius: 6px; }
+@media (max-width: 600px) { .still { width: 820px; max-width: none; } }
 button { font: inherit; color: var(--link); background: var(--card); border: 1px solid currentColor; border-radius: 6px;
   padding: .3rem .9rem; margin: .4rem 0 .8rem; cursor: pointer; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--link); font-weight: 600; }
@@ -110,7 +111,8 @@ def draw_pictures(pair: PairFacts) -> Html:
         address = picture_file(pair.files[name], STILL_WIDTH) if name in pair.files else None
         if address:
             picture = tag("img", src=address, alt=f"{pair.name}: {text}", class_="still")
-            parts.append(tag("figure", picture, tag("figcaption", text)))
+            wide = tag("div", picture, class_="scroll", tabindex="0", role="region", aria_label=f"{pair.name}, {name}")
+            parts.append(tag("figure", wide, tag("figcaption", text)))
     cards = _cards(pair.files["page"]) if "page" in pair.files else []
     for section in dict.fromkeys(card.section for card in cards):
         drawn = [

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from platform_fakes import METRICS, FakeHandle, FakeRunner, finish, fresh, make_plan, make_plan_of, no_models, office
 from platform_fakes import use_plain_digest as plain_digests
 
-from lavatar.contracts import Camera, FrameMeta, HeadPose, StageKind, StageResult
+from lavatar.contracts import EXPRESSIONS, Camera, FrameMeta, HeadPose, StageKind, StageResult
 from lavatar.errors import FaceError, StageFailedError
+from lavatar.inference.chart import Curve, chart
 from lavatar.inference.encode_video import write_video
 from lavatar.inference.page import Section, page
 from lavatar.inference.panels import sheet
@@ -24,19 +27,32 @@ from lavatar.platform.registry import Registry
 
 HOSTILE = '"><script>alert(1)</script><img src="http://127.0.0.1:9/x" onerror="alert(2)">&amp;</style></title>'
 STEPS = 40
+ROW = {
+    "mse": 0.00123, "psnr": 28.41, "ssim": 0.931, "lpips": 0.0421, "flicker": 1.22, "expression_error": 0.41,
+    "spread": {"mse": 0.0004, "psnr": 1.32, "ssim": 0.011, "lpips": 0.009, "flicker": 0.5, "expression_error": 0.2},
+    "face": {"psnr": 26.1, "ssim": 0.911, "lpips": 0.051, "spread": {"psnr": 1.1, "ssim": 0.02, "lpips": 0.01}},
+    "landmark_error": {"mouth": 0.021, "eyes": 0.015, "spread": {"mouth": 0.01, "eyes": 0.007}},
+    "identity": {"distance": 0.24, "spread": {"distance": 0.04}, "reference": {"distance": 0.21}},
+    "expression": {name: {"r": 0.88, "amplitude": 1.04, "error": 0.42} for name in EXPRESSIONS},
+}  # fmt: skip
+FULL = {"self": ROW, "mean_frame": ROW, "nearest_frame": ROW, "cross": {**ROW, "truth": ROW}}
+"""The widest tables."""
 
 
 class World:
-    """Jobs by what they are for: plain, changed (of another recipe, failed once), many (a pair failed), hostile."""
+    """Jobs by what they are for: plain, changed (of another recipe, failed once), full (every figure there is), many (a
+    pair failed), hostile."""
 
     def __init__(self, home: Home, registry: Registry) -> None:
         self.home, self.registry = home, registry
         self.plain, self.changed = make_plan(home), make_plan(home, "A", "B", "avatar_training.steps=7")
+        self.full = make_plan(home, "A", "B", "avatar_training.steps=8")
         self.many = make_plan_of(home, "AB AC DB")
         self.hostile = make_plan(home, "H" + HOSTILE, "B")
         self.run(self.plain)
         self.fail(self.changed, "avatar", "the face is lost for 3.2 s")
         self.run(self.changed)
+        self.run(self.full, preview=partial(preview, figures=FULL))
         self.fail(self.many, "preview:A<-C", "the disk is full")
         self.fail(self.hostile, "pair", HOSTILE)
 
@@ -79,7 +95,7 @@ def train(handle: FakeHandle) -> StageResult:
     return finish(handle)
 
 
-def preview(handle: FakeHandle) -> StageResult:
+def preview(handle: FakeHandle, figures: Mapping[str, Any] = METRICS) -> StageResult:
     """A film of two seconds, two stills and the page of an evaluation."""
     folder = handle.spec.out_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +104,13 @@ def preview(handle: FakeHandle) -> StageResult:
     write_video(folder / "preview.mp4", film, 25.0)
     _write_png(folder / "still.png", sheet([moments, moments], ["actor", "avatar"], 64))
     _write_png(folder / "self.png", sheet([moments, moments], ["truth", "result"], 64))
-    text = page("evaluation", METRICS, [], [_section(moments)], moments[0])
+    text = page(
+        "evaluation", figures, [], [_section(moments)], [chart("self jaw", [Curve("truth", ((0, 0.1), (1, 0.4)))])]
+    )
     (folder / "index.html").write_text(text)
     names = {"video": "preview.mp4", "still": "still.png", "self_still": "self.png", "page": "index.html"}
     assert handle.spec.kind is StageKind.PREVIEW
-    return StageResult({name: folder / file for name, file in names.items()}, METRICS, ("a note of the preview",))
+    return StageResult({name: folder / file for name, file in names.items()}, figures, ("a note of the preview",))
 
 
 def _section(moments: list[np.ndarray]) -> Section:

@@ -80,6 +80,7 @@ def test_curves_are_thinned_to_the_means_of_neighbours() -> None:
         ([-0.5, 100.0], (-50.0, 100.0), False),
         ([7.0, 7.0], (6.0, 8.0), False),
         ([0.0], (0.0, 0.2), False),
+        ([0.001, 0.001], (0.0008, 0.0012), False),
     ],
 )
 def test_the_axis_has_round_ends_that_hold_all_values(

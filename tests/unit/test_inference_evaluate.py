@@ -276,8 +276,9 @@ def test_the_page_needs_nothing_else(preview: Run) -> None:
     text = preview[1].artefacts["page"].read_text()
     assert text.count("data:image/jpeg") == 9 * 3 + 6 * 4  # ten frames of the avatar, eight of the actor
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
-    shown = re.findall(r"LPIPS <b>([\d.]+)|PSNR <b>([\d.]+)", text)
+    shown = re.findall(r"LPIPS\u00a0<b>([\d.]+)|PSNR\u00a0<b>([\d.]+)", text)
     assert len(shown) >= 15
+    assert text.count("<title>truth</title>") == text.count("<title>actor</title>") > 0
     for word in (
         "ann driven by bob",
         "ground truth",

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from lavatar.contracts import Camera, FrameMeta, HeadPose
-from lavatar.inference.measured import FrameFigures
+from lavatar.inference.measured import Evaluation, FrameFigures
 from lavatar.inference.page import Section, page, write_folder
 from lavatar.inference.panels import ERROR_FULL, error_map, error_scale
-from lavatar.inference.showcase import APART, Shown, ranked
+from lavatar.inference.showcase import APART, Shown, ranked, strip_charts
 from lavatar.inference.tables import tables
 
 FIGURES = {
@@ -78,13 +78,18 @@ def test_the_page_holds_pictures_and_figures_and_no_markup_from_names(tmp_path: 
     affine = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
     meta = FrameMeta(41, 1.64, "eval", (), pose, Camera(1, 1, 1, 32), affine, affine, 1.0)
     shown = [Shown("best", meta, (("ground truth", picture), ("result", picture)), {"psnr": 30.126})]
-    title, curves = "<b>anna</b> & bo", np.full((10, 20, 3), 255, np.uint8)
+    title = "<b>anna</b> & bo"
     sections = [Section("Self", "text", shown, True)]
+    gap = np.array([0.1, np.nan, 0.3, 0.2])
+    curves = strip_charts(Evaluation({}, {"jaw": gap}, {"jaw": gap / 2}), Evaluation({}, {"gaze": gap}, {"gaze": -gap}))
     text = page(title, {"self": FIGURES}, ["a note <i>"], sections, curves)
     assert "<b>anna" not in text
     assert "<i>" not in text
     assert "frame 41, 1.64 s" in text
-    assert "PSNR <b>30.13</b>" in text
+    assert "PSNR\u00a0<b>30.13</b>" in text
+    assert re.findall(r"<figcaption>(\w+ \w+)</figcaption>", text)[-2:] == ["self jaw", "cross gaze"]
+    assert [text.count(f"<title>{who}</title>") for who in ("truth", "actor", "result")] == [1, 1, 2]
+    assert (text.count("<polyline"), text.count("<circle"), text.count("frame 3</text>")) == (4, 4, 2), "with their gap"
     (jpeg, _) = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
     read = cv2.imdecode(np.frombuffer(base64.b64decode(jpeg), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.abs(read.astype(int) - picture).mean() < 12
