@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,15 @@ ENVIRONMENT = {
 }
 
 
+def spare(folder: Path, ended: Collection[str], *, newest: bool) -> None:
+    """Of a sweep that may be taken up: removes the states of these trials, which are done, but for the newest where
+    another trial may go on from it."""
+    for trial in ended:
+        states = sorted((folder / "tune" / trial).glob("checkpoint_*"))
+        for path in states[:-1] if newest else states:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class TrialWatch(Protocol):
     """Is told of the trials as they go. Called in the driver's process, one call at a time."""
 
@@ -75,8 +84,8 @@ class TrialWatch(Protocol):
 
     def failed(self, trial: str, message: str, hint: str) -> None: ...
 
-    def tick(self) -> None:
-        """Some time has passed: a tenth of a second, at most."""
+    def tick(self) -> bool:
+        """A tenth of a second has passed, at most. Whether the sweep is to stop."""
         ...
 
 
@@ -110,6 +119,7 @@ def run_tune(plan: SweepPlan, watch: TrialWatch) -> None:
         watch.said(note_)
     shutil.rmtree(plan.trials.folder / FAILED, ignore_errors=True)  # a sweep that is taken up tries them again
     _Relay.watch, _Relay.failed, _Relay.space = watch, plan.trials.folder / FAILED, plan.space
+    _Relay.stopping = False
     try:
         trainable = tune.with_resources(_trainable(plan, share), _request(plan, share))
         tuner = _restored(plan, trainable)
@@ -131,6 +141,7 @@ class _Relay(tune.Callback):
     watch: ClassVar[TrialWatch | None] = None
     failed: ClassVar[Path] = Path()
     space: ClassVar[Space] = Space({})
+    stopping: ClassVar[bool] = False
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.watch:
@@ -151,8 +162,9 @@ class _Relay(tune.Callback):
             self.watch.failed(trial.trial_id, *_failure(self.failed, trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        if self.watch:
-            self.watch.tick()
+        if self.watch and self.watch.tick() and not self.stopping:
+            _Relay.stopping = True
+            signal.raise_signal(signal.SIGINT)  # it is the way to end Tune so that it can be taken up
 
 
 def _failure(folder: Path, trial: Trial) -> tuple[str, str]:

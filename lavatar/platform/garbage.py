@@ -1,8 +1,8 @@
 """What no job refers to: found with its size, and freed.
 
 A job needs its stages, the pair that one of its own began at, and the videos of its people. What is registered in
-MLflow is complete there, and stays. What benchmarks, sweeps, evaluations and reenactments wrote into the home is the
-user's.
+MLflow is complete there, and stays. What benchmarks, sweeps, evaluations, reproductions and reenactments wrote into the
+home is the user's; of sweeps that were deleted the MLflow runs are freed.
 """
 
 from __future__ import annotations

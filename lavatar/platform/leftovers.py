@@ -1,4 +1,4 @@
-"""What a process that died left in a home: half-written datasets, temporary files, Ray's files."""
+"""What a process that died left in a home: half-written datasets, temporary files, what trials left, Ray's files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 from lavatar.cluster import head, node, session
 from lavatar.cluster.environment import alive, left_behind
 from lavatar.datasets import shards
+from lavatar.errors import DataError
+from lavatar.platform import sweeps
 from lavatar.platform.findings import Finding, Place
 from lavatar.platform.home import KEY, Home, size_of, size_text
 from lavatar.platform.usage import Usage
 
 PARTS = ("*.part", "*.partial")
 """Names under which things are written until they are whole."""
-WRITTEN_TO = ("shards", "checkpoints", "outputs", "videos", "reproductions", "logs")
+WRITTEN_TO = ("shards", "checkpoints", "outputs", "videos", "reproductions", "logs", "sweeps")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def abandoned(place: Place) -> Iterator[Finding]:
 
 def leftovers(home: Home, usage: Usage) -> list[Leftover]:
     """All of them, but for those of a stage that somebody uses, and those of no stage while somebody works at all."""
-    found = [*_parts(home), *_scratch(home), *_ray(home)]
+    found = [*_parts(home), *_scratch(home), *_sweeps(home), *_ray(home)]
     return [left for left in found if usage.user_of(left.key) is None]
 
 
@@ -94,6 +96,28 @@ def _scratch(home: Home) -> Iterator[Leftover]:
         yield Leftover("copy of a model that was being registered", path)
     for path in left_behind(home.root):
         yield Leftover("secrets handed to a process that is gone", path)
+
+
+def _sweeps(home: Home) -> Iterator[Leftover]:
+    """Of sweeps that nobody runs: what trials worked in, the state of one that is done, a folder without a sweep."""
+    for folder in sorted(path for path in (home.root / "sweeps").glob("[!.]*") if path.is_dir()):
+        if sweeps.running(folder):
+            continue
+        if not (folder / sweeps.DEFINITION).exists() and not (folder / sweeps.TRIALS).exists():
+            yield Leftover("folder of a sweep that never began", folder)
+            continue
+        if (folder / sweeps.WORK).exists():
+            yield Leftover("what trials of a sweep worked in, whose process is gone", folder / sweeps.WORK)
+        if (folder / sweeps.TUNE).exists() and _done(folder):
+            yield Leftover("state of a sweep that is done", folder / sweeps.TUNE)
+
+
+def _done(folder: Path) -> bool:
+    """Whether no trial is left to take up; of a damaged sweep nobody knows."""
+    try:
+        return not sweeps.left(sweeps.read(folder), sweeps.read_trials(folder))
+    except DataError:
+        return False
 
 
 def _ray(home: Home) -> Iterator[Leftover]:

@@ -17,7 +17,7 @@ from lavatar.platform.leases import marked_alive, owner_alive
 from lavatar.platform.registry import Registry, database_now, open_registry
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, Stage
-from lavatar.platform.tracking import GONE, HOME_TAG, OWNER_TAG, Tracker, connect, first_line
+from lavatar.platform.tracking import GONE, HOME_TAG, OWNER_TAG, PARENT_TAG, Tracker, connect, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,9 +98,9 @@ def runs_of(home: Home) -> Iterator[Run]:
 
 
 def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) -> list[Run]:
-    """Runs of jobs and stages that were deleted, or will be (`going`: keys of stages).
+    """Runs of jobs, stages and sweeps that were deleted, or will be (`going`: keys of stages).
 
-    One whose model is registered is kept, so are runs of benchmarks, reproductions and sweeps.
+    One whose model is registered is kept, so are runs of benchmarks and reproductions.
     """
     from lavatar.platform import benchmark, reproduction, sweeps
 
@@ -108,9 +108,14 @@ def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) ->
         return []
     client, rows = connect(home), by_run(registry)
     rows = {run_id: row for run_id, row in rows.items() if not (isinstance(row, Stage) and row.key in going)}
-    names = (benchmark.EXPERIMENT, reproduction.EXPERIMENT, sweeps.EXPERIMENT)
+    swept = sweeps.run_ids(home)
+    names = (benchmark.EXPERIMENT, reproduction.EXPERIMENT, *((sweeps.EXPERIMENT,) if swept is None else ()))
     kept = {one.experiment_id for name in names if (one := client.get_experiment_by_name(name)) is not None}
-    found = [run for run in _search(client, home) if run.info.run_id not in rows]
+    found = [
+        run
+        for run in _search(client, home)
+        if run.info.run_id not in rows and not (swept or set()) & {run.info.run_id, run.data.tags.get(PARENT_TAG)}
+    ]
     return [
         run
         for run in found

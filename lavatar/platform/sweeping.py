@@ -52,7 +52,8 @@ def run_sweep(
     require_for_trials(home, sweep, plan)
     folder = sweeps.store(home, sweep)
     with sweeps.alone(folder), terminate_as_interrupt():
-        if not _left(folder, sweep):
+        sweeps.begin(folder)
+        if not sweeps.left(sweep, sweeps.read_trials(folder)):
             display.message(f"sweep {folder.name} is done")
             return folder
         display.message(
@@ -85,12 +86,6 @@ def require_for_trials(home: Home, sweep: Sweep, plan: Preparation) -> None:
         find("lpips_alexnet")
     elif sweep.metric.startswith(("expression", "landmark")) and not all(p.synthetic for p in plan.people.values()):
         find("face_landmarker")
-
-
-def _left(folder: Path, sweep: Sweep) -> bool:
-    """Whether there is something to do: trials that did not begin, that were interrupted, or that failed."""
-    rows = sweeps.read_trials(folder)["trials"].values()
-    return sum(row["state"] in ("finished", "stopped") for row in rows) < sweep.trials
 
 
 @contextmanager
@@ -144,11 +139,11 @@ def _run_trials(
     nodes: tuple[str, ...] | None,
 ) -> None:
     """The trials on Tune, shown and tracked."""
-    from lavatar.cluster.sweep import SweepPlan, run_tune
+    from lavatar.cluster.sweep import SweepPlan, run_tune, spare
     from lavatar.cluster.trial import Trials
 
     spec = replace(plan.swept.spec, key=f"sweep-{folder.name}")  # of its log
-    trials = Trials(spec, sweep.every, folder / "work")
+    trials = Trials(spec, sweep.every, folder / sweeps.WORK)
     board = TrialBoard(folder, sweep, display, Tracker(home, lambda text: display.message(text, "warning")))
     board.open({"sweep": folder.name, "avatar": sweep.avatar, "actor": sweep.actor or "", **_params(sweep)})
     board.log_origin(plan.recipe.model_dump(mode="json"))
@@ -172,12 +167,16 @@ def _run_trials(
         board.close(state)
         shutil.rmtree(trials.folder, ignore_errors=True)
     if state is State.INTERRUPTED:
+        how = "cancelled" if sweeps.asked_to_stop(folder) else "stopped"
         raise Interrupted(
-            f"sweep {folder.name} was stopped; what is measured is kept",
+            f"sweep {folder.name} was {how}; what is measured is kept",
             f"Repeat the command, or: lavatar sweep resume {folder.name}",
         )
-    if not _left(folder, sweep):
-        shutil.rmtree(folder / "tune", ignore_errors=True)
+    if sweeps.left(sweep, board.data):  # those that failed may be tried again
+        ended = [name for name, row in board.data["trials"].items() if row["state"] != "failed"]
+        spare(folder, ended, newest=sweep.scheduler == "pbt")
+    else:
+        shutil.rmtree(folder / sweeps.TUNE, ignore_errors=True)
     if sweeps.best(sweep, board.data) is None:
         first = next((row for row in board.data["trials"].values() if row.get("message")), None)
         reason = f": {first['message']}" if first else ""

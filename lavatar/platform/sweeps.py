@@ -5,6 +5,7 @@ trials.json   state, values and reports of each trial (trialboard.py)
 tune/         Ray Tune's own state while there is something to take up
 plot.svg      the metric of all trials over steps and over time
 lock          held by the process that runs the sweep
+cancelled     somebody asked it to stop; until it is taken up again
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from lavatar.training.files import write_json
 
 EXPERIMENT = "lavatar/sweeps"
 FORMAT = 1
-DEFINITION, TRIALS, PLOT, LOCK = "sweep.json", "trials.json", "plot.svg", "lock"
+DEFINITION, TRIALS, PLOT, LOCK, CANCELLED = "sweep.json", "trials.json", "plot.svg", "lock", "cancelled"
+TUNE, WORK = "tune", "work"
 ENDED = ("finished", "stopped", "failed")
 """States of a trial that has nothing left to do: it came to its end, the scheduler stopped it, or an error did."""
 MEASUREMENTS = 10
@@ -129,7 +131,11 @@ def read(folder: Path) -> Sweep:
         known = {field.name: data[field.name] for field in fields(Sweep)}
         return TypeAdapter(Sweep).validate_python(known)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}", f"Remove {folder} and sweep again.") from None
+        raise DataError(f"{path} cannot be read: {error}", _again(folder)) from None
+
+
+def _again(folder: Path) -> str:
+    return f"lavatar sweep delete {folder.name}, then sweep again."
 
 
 def find(home: Home, name: str) -> Path:
@@ -167,7 +173,19 @@ def read_trials(folder: Path) -> dict[str, Any]:
             row["number"], row["state"], row["params"], row["reports"]
         return data
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: {error}", f"Remove {folder} and sweep again.") from None
+        raise DataError(f"{path} is damaged: {error}", _again(folder)) from None
+
+
+def run_ids(home: Home) -> set[str] | None:
+    """MLflow's runs of all sweeps and their trials; None: a sweep is damaged, and nobody knows."""
+    found: set[str | None] = set()
+    for path in home.root.glob(f"sweeps/[!.]*/{TRIALS}"):
+        try:
+            trials = read_trials(path.parent)
+        except DataError:
+            return None
+        found |= {trials["run_id"], *(row.get("run_id") for row in trials["trials"].values())}
+    return {run_id for run_id in found if run_id}
 
 
 @contextmanager
@@ -192,13 +210,33 @@ def running(folder: Path) -> bool:
         return True
 
 
+def ask_to_stop(folder: Path) -> None:
+    """Whoever runs the sweep, on whatever machine, looks now and then."""
+    (folder / CANCELLED).touch()
+
+
+def asked_to_stop(folder: Path) -> bool:
+    return (folder / CANCELLED).exists()
+
+
+def begin(folder: Path) -> None:
+    """It is taken up: whatever was asked before."""
+    (folder / CANCELLED).unlink(missing_ok=True)
+
+
+def left(sweep: Sweep, trials: Mapping[str, Any]) -> bool:
+    """Whether there is something to do: trials that did not begin, that were interrupted, or that failed."""
+    return sum(row["state"] in ("finished", "stopped") for row in trials["trials"].values()) < sweep.trials
+
+
 def state_of(folder: Path, sweep: Sweep, trials: Mapping[str, Any]) -> str:
-    """running; finished: all trials ended, and one was measured; failed: none was; interrupted: some are left."""
+    """running; finished: all trials ended, and one was measured; failed: none was; interrupted or cancelled: some are
+    left."""
     if running(folder):
         return "running"
     rows = trials["trials"].values()
     if sum(row["state"] in ENDED for row in rows) < sweep.trials:
-        return "interrupted"
+        return "cancelled" if asked_to_stop(folder) else "interrupted"
     return "finished" if best(sweep, trials) else "failed"
 
 

@@ -25,6 +25,8 @@ from lavatar.training.files import write_json
 STEP = "step"
 _STATES = {"finished": State.FINISHED, "stopped": State.FINISHED, "failed": State.FAILED}
 VALUES_TAG = "lavatar.values"  # of a trial that took over another one: its values since
+LOOK_SECONDS = 0.5
+"""How often is looked whether somebody asked the sweep to stop."""
 TABLE = "progress"
 TABLE_SECONDS, TABLE_SHARE = 10.0, 20
 """Least time from one writing of the table to the next, and how many times as long as the writing took."""
@@ -42,7 +44,8 @@ class TrialBoard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._sweep, self._display, self._tracker = folder, sweep, display, tracker
-        self._clock, self._changed, self._table_due = clock, False, 0.0
+        self._clock, self._changed, self._asked = clock, False, False
+        self._table_due = self._look_due = 0.0
         self.data = sweeps.read_trials(folder)
         self._rows: dict[str, dict[str, Any]] = self.data["trials"]
         for row in self._rows.values():
@@ -103,13 +106,17 @@ class TrialBoard:
         self._end(row, "failed")
         self._display.message(f"{_name(row)} failed: {message}; the others go on", "warning")
 
-    def tick(self) -> None:
-        """Is called all the time: writes the table where something has changed and it is time to."""
+    def tick(self) -> bool:
+        """Is called all the time: writes the table where something has changed and it is time to. Whether somebody
+        asked the sweep to stop."""
         began = self._clock()
         if self._changed and began >= self._table_due:
             self._log_table()
             ended = self._clock()
             self._table_due = ended + max(TABLE_SECONDS, TABLE_SHARE * (ended - began))
+        if not self._asked and began >= self._look_due:
+            self._look_due, self._asked = began + LOOK_SECONDS, sweeps.asked_to_stop(self._folder)
+        return self._asked
 
     def done(self) -> bool:
         """Whether all trials have ended, in whatever way."""

@@ -24,8 +24,8 @@ def doctor(ray: bool, repair: bool, as_json: bool) -> int:
     """Check this machine and the home; mend what a crash left.
 
     In the home it looks for stages and jobs whose process died, MLflow runs that nobody ends, values that were never
-    sent to them, half-written datasets, temporary files, and files that do not have their checksum, each of which is
-    read. What a living process uses is left alone.
+    sent to them, half-written datasets, temporary files, what trials of a sweep left, and files that do not have their
+    checksum, each of which is read. What a living process uses is left alone.
 
     Exit code 1 if something that every job needs is wrong, or something in the home is left to mend.
     """

@@ -15,9 +15,11 @@ from lavatar.platform.output import answer, answer_json, note, reserved, table
 def gc(dry_run: bool, as_json: bool) -> int:
     """Free what no job refers to.
 
-    Datasets, models, logs and MLflow runs of jobs that were deleted (lavatar jobs delete JOB), stored videos of people
-    who were removed and of whom no job is left, and temporary files of processes that died. Registered models stay,
-    and so does what a living process uses, what evaluations wrote and what the benchmarks in the home show.
+    Datasets, models, logs and MLflow runs of jobs that were deleted (lavatar jobs delete JOB), MLflow runs of sweeps
+    that were (lavatar sweep delete SWEEP), stored videos of people who were removed and of whom no job is left, and
+    temporary files of processes that died. Registered models stay, and so does what a living process uses, what
+    evaluations wrote, what the benchmarks in the home show, sweeps with their trials, and what reproductions kept to
+    be looked into (HOME/reproductions; remove it yourself).
     """
     from lavatar.contracts import Event
     from lavatar.platform.garbage import freed, garbage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ SCHEDULERS, SEARCHES = ("asha", "pbt", "median", "none"), ("random", "grid", "op
 @json_option
 @click.pass_context
 def sweep(context: click.Context, **options: Any) -> None:
-    """Search for better settings: run, resume, list, show, promote.
+    """Search for better settings: run, resume, cancel, list, show, promote, delete.
 
     Trials of the avatar's training, or with --actor of the pair's, are compared on held-out frames while they train.
     The same command goes on where it was stopped. The best one is trained in full by `lavatar sweep promote`.
@@ -123,6 +124,7 @@ def _run(
     from lavatar.platform.progress import QuietDisplay, open_display
     from lavatar.platform.subjects import require_unchanged
     from lavatar.platform.sweeping import run_sweep
+    from lavatar.platform.sweepreport import result_of
 
     for each in subjects:
         require_unchanged(each)
@@ -134,7 +136,7 @@ def _run(
         except LavatarError as error:
             folder = sweeps.folder_of(home, defined.id)
             if as_json and (folder / sweeps.DEFINITION).exists():
-                answer_json({**_result(folder), "error": {"message": error.message, "hint": error.hint}})
+                answer_json({**result_of(folder), "error": {"message": error.message, "hint": error.hint}})
                 error.answered = True  # type: ignore[attr-defined]
             raise
         finally:
@@ -171,13 +173,66 @@ def _still(home: Home, registry: Registry, name: str) -> tuple[Path, Sweep, list
     return folder, defined, subjects
 
 
+@sweep.command()
+@click.argument("name", metavar="SWEEP")
+@json_option
+def cancel(name: str, as_json: bool) -> None:
+    """Stop a sweep, wherever it runs. What is measured is kept, and `lavatar sweep resume` goes on from there.
+
+    Cancelling a sweep that is finished or failed changes nothing. SWEEP may be the beginning of its id.
+    """
+    from lavatar.errors import UnknownJobError
+    from lavatar.platform import sweeps
+    from lavatar.platform.ledger import cancel_job
+    from lavatar.platform.registry import open_registry
+    from lavatar.platform.sweepreport import state_now
+
+    home = Home.from_environment()
+    folder = sweeps.find(home, name)
+    state = state_now(folder)
+    if state in ("running", "interrupted"):
+        sweeps.ask_to_stop(folder)
+        with contextlib.suppress(UnknownJobError):  # it has not begun with what its trials need
+            cancel_job(open_registry(home), folder.name)
+        state = state_now(folder)
+    if as_json:
+        answer_json({"sweep": folder.name, "state": state, "cancel_asked": state == "running"})
+    elif state == "running":
+        answer(f"sweep {folder.name} was asked to stop; see: lavatar sweep show {folder.name}")
+    else:
+        answer(f"sweep {folder.name} is {state}")
+
+
+@sweep.command()
+@click.argument("name", metavar="SWEEP")
+@json_option
+def delete(name: str, as_json: bool) -> None:
+    """Remove a sweep that does not run: its trials, their states, its plot and log. A promoted job stays.
+
+    `lavatar gc` frees its MLflow runs, and datasets that were made for it alone. SWEEP may be the beginning of its id.
+    """
+    from lavatar.platform import sweeps
+    from lavatar.platform.deletion import delete_sweep
+    from lavatar.platform.registry import open_registry
+
+    home = Home.from_environment()
+    folder = sweeps.find(home, name)
+    left = delete_sweep(home, open_registry(home), folder)
+    if as_json:
+        answer_json({"deleted": folder.name, "stages_no_job_needs": left})
+        return
+    answer(f"deleted sweep {folder.name}")
+    note("its MLflow runs are freed by lavatar gc" + (f", and {len(left)} stages that no job needs" if left else ""))
+
+
 @sweep.command(name="list")
 @json_option
 def list_(as_json: bool) -> None:
     """All sweeps, newest first."""
     from lavatar.platform import sweeps
+    from lavatar.platform.sweepreport import result_of
 
-    rows = [_result(folder) for folder in sweeps.folders(Home.from_environment())]
+    rows = [result_of(folder) for folder in sweeps.folders(Home.from_environment())]
     if as_json:
         answer_json({"sweeps": [{k: v for k, v in row.items() if k not in ("trials", "space")} for row in rows]})
     elif rows:
@@ -242,44 +297,7 @@ def promote(name: str, actor: str | None, detach: bool, as_json: bool) -> None:
     bring(home, registry, plan, people, as_json)
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """The object that --json prints."""
-    from lavatar.platform import sweeps
-    from lavatar.platform.trialtable import trial_rows
-
-    defined, trials = sweeps.read(folder), sweeps.read_trials(folder)
-    won = sweeps.best(defined, trials)
-    rows = trial_rows(defined, trials)
-    names = ("avatar", "actor", "recipe", "scheduler", "search", "metric", "mode", "steps", "every", "space")
-    plot = folder / sweeps.PLOT
-    return {
-        "sweep": folder.name,
-        "state": sweeps.state_of(folder, defined, trials),
-        "created": sweeps.created(folder),
-        **{name: getattr(defined, name) for name in names},
-        "stage": defined.kind.value,
-        "wanted": defined.trials,
-        "ended": sum(row["state"] in sweeps.ENDED for row in rows),
-        "best": next((row for row in rows if won and row["trial"] == won["number"]), None),
-        "trials": rows,
-        "plot": str(plot) if plot.exists() else None,
-        "mlflow_run": trials["run_id"],
-    }
-
-
 def _answer(folder: Path, as_json: bool) -> None:
-    from lavatar.platform import sweeps
-    from lavatar.platform.trialtable import table_text
+    from lavatar.platform.sweepreport import result_of, result_text
 
-    result = _result(folder)
-    if as_json:
-        answer_json(result)
-        return
-    lines = [f"sweep {result['sweep']} {result['state']}: {result['ended']} of {result['wanted']} trials ended"]
-    lines.append(table_text(sweeps.read(folder), sweeps.read_trials(folder)))
-    if result["plot"]:
-        lines.append(f"plot    {result['plot']}")
-    if result["best"]:
-        who = "" if result["actor"] else " --actor ACTOR"
-        lines.append(f"best    trial {result['best']['trial']}: lavatar sweep promote {result['sweep']}{who}")
-    answer("\n".join(lines))
+    answer_json(result_of(folder)) if as_json else answer(result_text(folder))
