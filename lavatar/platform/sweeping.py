@@ -16,6 +16,7 @@ from lavatar.errors import ConfigError, Interrupted, JobError
 from lavatar.platform import sweeps
 from lavatar.platform.execution import Office
 from lavatar.platform.home import Home
+from lavatar.platform.inputs import inputs_of, keys_of
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Person, require_weights
@@ -70,7 +71,8 @@ def run_sweep(
                     error.message, f"Repeat the command, or: lavatar sweep resume {folder.name}"
                 ) from error
             home.fetch(*plan.swept.spec.inputs.values())
-            _run_trials(home, folder, sweep, plan, display, concurrent, nodes)
+            board = _open_board(home, registry, folder, sweep, plan, display)
+            _run_trials(folder, sweep, plan, board, concurrent, nodes)
     return folder
 
 
@@ -129,14 +131,20 @@ def _nodes(folder: Path, display: Display) -> tuple[str, ...] | None:
     return found.only
 
 
+def _open_board(
+    home: Home, registry: Registry, folder: Path, sweep: Sweep, plan: Preparation, display: Display
+) -> TrialBoard:
+    """With the sweep's run in MLflow: what it is, what its trials read, where its figures come from."""
+    spec = plan.swept.spec
+    board = TrialBoard(folder, sweep, display, Tracker(home, lambda text: display.message(text, "warning")))
+    about = {"sweep": folder.name, "avatar": sweep.avatar, "actor": sweep.actor or "", **_params(sweep)}
+    board.open({**about, "inputs": keys_of(spec.inputs)}, inputs_of(registry, plan, spec))
+    board.log_origin(plan.recipe.model_dump(mode="json"))
+    return board
+
+
 def _run_trials(
-    home: Home,
-    folder: Path,
-    sweep: Sweep,
-    plan: Preparation,
-    display: Display,
-    concurrent: int,
-    nodes: tuple[str, ...] | None,
+    folder: Path, sweep: Sweep, plan: Preparation, board: TrialBoard, concurrent: int, nodes: tuple[str, ...] | None
 ) -> None:
     """The trials on Tune, shown and tracked."""
     from lavatar.cluster.sweep import SweepPlan, run_tune, spare
@@ -144,9 +152,6 @@ def _run_trials(
 
     spec = replace(plan.swept.spec, key=f"sweep-{folder.name}")  # of its log
     trials = Trials(spec, sweep.every, folder / sweeps.WORK)
-    board = TrialBoard(folder, sweep, display, Tracker(home, lambda text: display.message(text, "warning")))
-    board.open({"sweep": folder.name, "avatar": sweep.avatar, "actor": sweep.actor or "", **_params(sweep)})
-    board.log_origin(plan.recipe.model_dump(mode="json"))
     state = State.FAILED
     try:
         run_tune(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lavatar.configs.space import Point
 from lavatar.contracts import Event
 from lavatar.platform import sweeps
+from lavatar.platform.inputs import Input
 from lavatar.platform.progress import Display
 from lavatar.platform.states import State
 from lavatar.platform.sweeps import Sweep
@@ -46,16 +47,18 @@ class TrialBoard:
         self._folder, self._sweep, self._display, self._tracker = folder, sweep, display, tracker
         self._clock, self._changed, self._asked = clock, False, False
         self._table_due = self._look_due = 0.0
+        self._inputs: Sequence[Input] = ()
         self.data = sweeps.read_trials(folder)
         self._rows: dict[str, dict[str, Any]] = self.data["trials"]
         for row in self._rows.values():
             if row["state"] not in sweeps.ENDED:
                 row["state"] = "interrupted"  # until Tune takes it up
 
-    def open(self, params: Mapping[str, Any]) -> None:
-        """The sweep's own run, above those of the trials."""
-        title = f"sweep {self._folder.name}"
+    def open(self, params: Mapping[str, Any], inputs: Sequence[Input] = ()) -> None:
+        """The sweep's own run, above those of the trials. `inputs` is what they all read."""
+        title, self._inputs = f"sweep {self._folder.name}", inputs
         self.data["run_id"] = self._tracker.open_stage(sweeps.EXPERIMENT, title, self.data["run_id"], None, params)
+        self._tracker.log_inputs(self.data["run_id"], inputs)
         self._write()
 
     def said(self, text: str) -> None:
@@ -77,6 +80,7 @@ class TrialBoard:
             params = {"trial": row["number"], **point}
             where = (row["run_id"], self.data["run_id"])
             row["run_id"] = self._tracker.open_stage(sweeps.EXPERIMENT, _name(row), *where, params)
+            self._tracker.log_inputs(row["run_id"], self._inputs)
             self._display.state(_name(row), "running")
         if taken_over:
             self._display.message(f"{_name(row)} goes on from a better one with {values_text(point)}")

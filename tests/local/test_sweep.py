@@ -125,6 +125,13 @@ def test_asha_stops_the_bad_ones_and_a_failed_trial_ends_no_other(lavatar: Lavat
     nested = {run.data.params["avatar_training.learning_rate"]: run for run in runs if run.data.tags.get(PARENT_TAG)}
     assert len(nested) == len(values)
     assert {run.data.tags[PARENT_TAG] for run in nested.values()} == {parent.info.run_id}
+    data = lavatar.stage("preprocess:ann")
+    assert data is not None
+    for run in (parent, *nested.values()):
+        (read,) = run.inputs.dataset_inputs
+        assert (read.dataset.name, json.loads(read.dataset.profile)["digest"]) == ("ann", data.key)
+        assert run.data.tags["lavatar.command"].startswith("lavatar sweep --avatar ann")
+    assert parent.data.params["inputs.dataset"] == data.key
     history = client.get_metric_history(nested[str(GOOD)].info.run_id, "psnr")
     assert [point.step for point in history] == [10, 20, 30, 40]
     assert len(client.get_metric_history(nested[str(late[0])].info.run_id, "psnr")) == 1
@@ -137,9 +144,7 @@ def test_asha_stops_the_bad_ones_and_a_failed_trial_ends_no_other(lavatar: Lavat
         "progress.txt",
         "provenance",
     }
-    stage = lavatar.stage("preprocess:ann")
-    assert stage is not None
-    assert stage.state == "finished"
+    assert data.state == "finished"
     nothing_left(lavatar.home)
 
 
@@ -190,14 +195,18 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_what_asha_knew(lavatar: La
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_told_to_stop_goes_on_by_its_id(lavatar: Lavatar) -> None:
-    line = command(lavatar, rates(GOOD, 2e-3), "--trials", "2", "--scheduler", "none", avatar__code_dim=24)
+@pytest.mark.parametrize(("how", "state", "width"), [("signal", "interrupted", 24), ("cancel", "cancelled", 28)])
+def test_a_sweep_that_was_told_to_stop_goes_on_by_its_id(lavatar: Lavatar, how: str, state: str, width: int) -> None:
+    line = command(lavatar, rates(GOOD, 2e-3), "--trials", "2", "--scheduler", "none", avatar__code_dim=width)
     process = started(lavatar, line, lambda rows: any(len(row["reports"]) >= 2 for row in rows))
     until(lambda: any("running" in path.read_text() for path in lavatar.home.rglob("progress.txt")), lavatar)
-    os.kill(process.pid, signal.SIGTERM)
+    if how == "signal":
+        os.kill(process.pid, signal.SIGTERM)
+    else:
+        assert lavatar("sweep", "cancel", running_sweep(lavatar)[0].name)[0] == 0
     out, _ = process.communicate(timeout=120)
     result = json.loads(out)
-    assert (process.returncode, result["state"]) == (130, "interrupted")
+    assert (process.returncode, result["state"]) == (130, state)
     nothing_left(lavatar.home)
     code, out = lavatar("sweep", "resume", result["sweep"], "--json")
     assert code == 0, lavatar.errors()
@@ -219,6 +228,30 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_state(lavatar: Lavatar
     (row,) = trials.values()
     assert [r["step"] for r in row["reports"]] == [10, 20, 30, 40]
     assert json.loads(out)["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_trial_that_failed_is_tried_again_without_the_states_of_the_others(lavatar: Lavatar) -> None:
+    settings = {"resources__max_failures": 0, "avatar__code_dim": 36}
+    line = command(lavatar, rates(1e30, GOOD), "--trials", "2", "--scheduler", "none", **settings)
+    code, out = lavatar(*line)
+    assert code == 0, lavatar.errors()
+    folder, before = running_sweep(lavatar)
+    (bad,) = [name for name, row in before.items() if row["state"] == "failed"]
+    (good,) = set(before) - {bad}
+    assert list((folder / "tune" / good).glob("checkpoint_*")) == []
+    code, out = lavatar("sweep", "resume", folder.name, "--json")
+    assert code == 0, lavatar.errors()
+    assert json.loads(out)["state"] == "finished"
+    _, after = running_sweep(lavatar)
+    assert after[good] == before[good], "it is not run again"
+    log = (lavatar.home / "logs" / f"sweep-{folder.name}.log").read_text()
+    begun = [log.count(f"trial {name}: begins") for name in (bad, good)]
+    assert begun == [2, 1]
+    assert lavatar("sweep", "delete", folder.name)[0] == 0
+    _, out = lavatar("gc", "--json")
+    freed = {item["what"].split("'")[1] for item in json.loads(out)["freed"] if item["what"].startswith("MLflow run")}
+    assert {f"sweep {folder.name}", f"job {folder.name}", "trial 1", "trial 2"} <= freed
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from lavatar.errors import FaceError, Interrupted
 from lavatar.platform import sweeps
 from lavatar.platform.finished import recipe_of
 from lavatar.platform.home import Home
+from lavatar.platform.inputs import Input
 from lavatar.platform.lookup import get_job
 from lavatar.platform.registry import open_registry
 from lavatar.platform.states import State
@@ -297,7 +298,8 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     folder.mkdir(parents=True)
     display = Recorder()
     board = TrialBoard(folder, sweep, display, Tracker(place, print))
-    board.open({"metric": "lpips"})
+    data = Input("ann", "d" * 64, "dataset", "local", "{}", json.dumps({"digest": "d" * 64, "frames": 60}))
+    board.open({"metric": "lpips"}, [data])
     board.started("a", {"avatar.samples": 4})
     board.started("b", {"avatar.samples": 8})
     for step in (5, 10):
@@ -320,6 +322,9 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
         "sweep abc": "FINISHED", "trial 1": "FINISHED", "trial 2": "FAILED",
     }  # fmt: skip
     assert {runs[f"trial {i}"].data.tags[PARENT_TAG] for i in (1, 2)} == {parent.info.run_id}
+    for run in runs.values():
+        (read,) = run.inputs.dataset_inputs
+        assert (read.dataset.name, read.dataset.digest, read.tags[0].value) == ("ann", "d" * 36, "dataset")
     assert runs["trial 1"].data.params["avatar.samples"] == "4"
     assert json.loads(runs["trial 1"].data.tags["lavatar.values"]) == {"avatar.samples": 9}
     curve = client.get_metric_history(runs["trial 1"].info.run_id, "lpips")
