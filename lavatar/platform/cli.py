@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "compare": ("lavatar.platform.commands.report:compare", "Write two jobs' page: one beside the other."),
     "benchmark": ("lavatar.platform.commands.benchmark:benchmark", "Compare methods, trained and measured alike."),
-    "sweep": ("lavatar.platform.commands.sweep:sweep", "Search for better settings: run, resume, list, show, promote."),
+    "sweep": ("lavatar.platform.commands.sweep:sweep", "Search for better settings, and train with the best."),
     "weights": ("lavatar.platform.commands.weights:weights", "The pretrained files: list, fetch."),
     "doctor": ("lavatar.platform.commands.doctor:doctor", "Check this machine and the home; mend what a crash left."),
     "gc": ("lavatar.platform.commands.gc:gc", "Free what no job refers to."),

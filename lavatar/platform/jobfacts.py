@@ -22,6 +22,7 @@ from lavatar.platform.registry import Registry, now
 from lavatar.platform.report import pair_results, preview_of, resources_text
 from lavatar.platform.states import State
 from lavatar.platform.tables import Event, Job, JobPair
+from lavatar.platform.titles import title
 from lavatar.platform.tracking import flatten
 
 MOST_TROUBLES = 200
@@ -71,7 +72,7 @@ class JobFacts:
 
     @property
     def name(self) -> str:
-        return f"{self.job.avatar} driven by {self.job.actor}"
+        return title(self.job.avatar, self.job.actor)
 
     @property
     def seconds(self) -> float:

@@ -21,6 +21,7 @@ from lavatar.platform.registry import Registry
 from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job
+from lavatar.platform.titles import actor_or_none
 from lavatar.platform.tracking import Tracker, experiment_name
 from lavatar.platform.uploads import upload
 
@@ -134,7 +135,7 @@ def _end_stale_runs(registry: Registry, tracker: Tracker) -> None:
 
 def _job_params(plan: Plan) -> dict[str, object]:
     return {
-        "people": {"avatar": plan.avatar, "actor": plan.actor},  # "avatar" is a section of the recipe
+        "people": {"avatar": plan.avatar, "actor": actor_or_none(plan.actor) or ""},  # "avatar" is a section, too
         "job": plan.job_id,
         **plan.recipe.model_dump(mode="json"),
     }

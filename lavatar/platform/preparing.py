@@ -8,6 +8,7 @@ from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Builder, Person, Plan, PlannedStage, require_two
+from lavatar.platform.titles import NOBODY
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Preparation(Plan):
 
     @property
     def actor(self) -> str:
-        return self.driver.name if self.driver else "-"
+        return self.driver.name if self.driver else NOBODY
 
     @property
     def people(self) -> dict[str, Person]:

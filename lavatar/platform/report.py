@@ -15,6 +15,7 @@ from lavatar.platform.modelregistry import avatar_model_name, pair_model_name
 from lavatar.platform.progress import duration
 from lavatar.platform.registry import Registry
 from lavatar.platform.tables import JobPair, Stage
+from lavatar.platform.titles import actor_or_none, title
 
 
 def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def report(registry: Registry, home: Home, job_id: str) -> dict[str, Any]:
         "job": job.id,
         "state": job.state,
         "avatar": job.avatar,
-        "actor": job.actor,
+        "actor": actor_or_none(job.actor),
         "recipe": job.recipe_name,
         "priority": job.priority,
         "message": job.message,
@@ -113,7 +114,7 @@ def _files(result: Mapping[str, Any]) -> list[str]:
 
 def report_text(result: Mapping[str, Any]) -> str:
     """For people: where everything is, and the table of metrics."""
-    lines = [f"job {result['job']} {result['state']}: {result['avatar']} driven by {result['actor']}"]
+    lines = [f"job {result['job']} {result['state']}: {title(result['avatar'], result['actor'])}"]
     for stage in result["stages"]:
         how = "cached" if stage["cached"] else f"{stage['state']}, {duration(stage['seconds'])}"
         lines.append(f"  {stage['name']}: {how}")

@@ -8,6 +8,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Inte
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from lavatar.platform.states import State
+from lavatar.platform.titles import short_title
 
 
 class Base(DeclarativeBase):
@@ -102,7 +103,7 @@ class Job(Leased, Base):
     priority: Mapped[int] = mapped_column(Integer, default=0)  # a job of a higher one starts its stages first
 
     def __repr__(self) -> str:
-        return f"job {self.id} ({self.avatar} <- {self.actor})"
+        return f"job {self.id} ({short_title(self.avatar, self.actor)})"
 
 
 class JobPair(Base):

@@ -32,6 +32,7 @@ from lavatar.platform.machine import machine_tags
 from lavatar.platform.provenance import FOLDER, Provenance, gather
 from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
+from lavatar.platform.titles import short_title
 from lavatar.training.files import exclusive
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def quiet() -> None:
 
 
 def experiment_name(avatar: str, actor: str) -> str:
-    """Of a pair's jobs."""
-    return f"lavatar/{avatar}<-{actor}"
+    """Of a pair's jobs, or of an avatar's where it has no actor."""
+    return f"lavatar/{short_title(avatar, actor, '<-')}"
 
 
 def connect(home: Home) -> MlflowClient:

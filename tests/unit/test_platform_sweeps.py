@@ -74,6 +74,25 @@ def test_what_all_trials_need_is_made_once_by_a_job(tune: Tune, command: Any, la
     assert code == 0, err
 
 
+def test_the_job_of_an_avatars_sweep_is_called_after_the_avatar(
+    tune: Tune, command: Any, lavatar: Any, home: Path
+) -> None:
+    job = json.loads(lavatar(*command, "--json")[1])["sweep"]
+    registry = open_registry(Home(home))
+    assert get_job(registry, job).experiment == "lavatar/ann"
+    registry.close()
+    (listed,) = json.loads(lavatar("jobs", "list", "--json")[1])["jobs"]
+    assert (listed["avatar"], listed["actor"]) == ("ann", None)
+    assert json.loads(lavatar("jobs", "show", job, "--json")[1])["actor"] is None
+    assert lavatar("jobs", "show", job)[1].startswith(f"job {job} finished: avatar ann\n")
+    code, _, err = lavatar("report", job, "-o", home / "page.html")
+    assert code == 0, err
+    page = (home / "page.html").read_text()
+    assert "<h1>avatar ann</h1>" in page
+    assert "driven by" not in page
+    assert lavatar("jobs", "delete", job)[1] == f"deleted job {job} (ann)\n"
+
+
 def test_a_sweep_of_the_pair_trains_the_avatar_first(
     tune: Tune, command: Any, lavatar: Any, tmp_path: Path, home: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lavatar.errors import LavatarError
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, reserved
+from lavatar.platform.titles import title
 
 if TYPE_CHECKING:
     from lavatar.platform.planning import Plan
@@ -63,7 +64,7 @@ def bring(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject],
 
     office = Office(home, registry, display, open_runner, Owner.current())
     try:
-        display.message(f"job {plan.job_id}: {plan.avatar} driven by {plan.actor}, recipe {plan.recipe.name}")
+        display.message(f"job {plan.job_id}: {title(plan.avatar, plan.actor)}, recipe {plan.recipe.name}")
         for text in warm_texts(plan):
             display.message(text)
         run_job(office, plan, priority)

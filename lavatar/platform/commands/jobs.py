@@ -12,6 +12,7 @@ from lavatar.platform.commands.options import json_option
 from lavatar.platform.commands.renewal import renew
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, note, table, when
+from lavatar.platform.titles import actor_or_none
 
 if TYPE_CHECKING:
     from lavatar.platform.registry import Registry
@@ -38,8 +39,12 @@ def list_(as_json: bool) -> None:
     release_dead(registry)
     rows = list_jobs(registry)
     if as_json:
-        fields = ("id", "avatar", "actor", "state", "created", "ended", "seconds", "message", "priority")
-        answer_json({"jobs": [{**{f: getattr(j, f) for f in fields}, "recipe": j.recipe_name} for j in rows]})
+        fields = ("id", "avatar", "state", "created", "ended", "seconds", "message", "priority")
+        told = [
+            {**{f: getattr(j, f) for f in fields}, "actor": actor_or_none(j.actor), "recipe": j.recipe_name}
+            for j in rows
+        ]
+        answer_json({"jobs": told})
     elif rows:
         cells = [(j.id, j.avatar, j.actor, j.recipe_name, j.state, when(j.created), j.message) for j in rows]
         answer(table(cells, ("JOB", "AVATAR", "ACTOR", "RECIPE", "STATE", "SUBMITTED", "")))
@@ -206,7 +211,7 @@ def delete(job: str, as_json: bool) -> None:
     if as_json:
         answer_json({"deleted": row.id, "stages_no_job_needs": left})
         return
-    answer(f"deleted job {row.id} ({row.avatar} <- {row.actor})")
+    answer(f"deleted {row!r}")
     if left:
         note(f"{len(left)} of its stages are needed by no other job: lavatar gc --dry-run")
 

@@ -47,7 +47,7 @@ SCHEDULERS, SEARCHES = ("asha", "pbt", "median", "none"), ("random", "grid", "op
 @json_option
 @click.pass_context
 def sweep(context: click.Context, **options: Any) -> None:
-    """Search for better settings: run, resume, cancel, list, show, promote, delete.
+    """Search for better settings, and train with the best.
 
     Trials of the avatar's training, or with --actor of the pair's, are compared on held-out frames while they train.
     The same command goes on where it was stopped. The best one is trained in full by `lavatar sweep promote`.
