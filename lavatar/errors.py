@@ -19,6 +19,7 @@
     │   ├── UnknownJobError         no job of that id
     │   ├── StageBusyError          another process owns the stage
     │   └── StageFailedError        a stage of the job failed
+    ├── SlowerError                 a measured speed is worse than its baseline
     └── Interrupted                 exit code 130: Ctrl-C or a signal; what was done is kept
         └── Cancelled               somebody cancelled the job
 
@@ -128,6 +129,10 @@ class StageBusyError(JobError):
 
 class StageFailedError(JobError):
     """A stage failed; the message carries the cause."""
+
+
+class SlowerError(LavatarError):
+    """A measured speed is worse than its baseline."""
 
 
 class Interrupted(LavatarError):

@@ -45,6 +45,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Write a job's page: videos, figures, curves, pictures, cost, troubles.",
     ),
     "compare": ("lavatar.platform.commands.report:compare", "Write two jobs' page: one beside the other."),
+    "bench": (
+        "lavatar.platform.commands.bench:bench",
+        "Measure how fast this machine does it, beside a plain reference.",
+    ),
     "benchmark": ("lavatar.platform.commands.benchmark:benchmark", "Compare methods, trained and measured alike."),
     "sweep": ("lavatar.platform.commands.sweep:sweep", "Search for better settings, and train with the best."),
     "weights": ("lavatar.platform.commands.weights:weights", "The pretrained files: list, fetch."),

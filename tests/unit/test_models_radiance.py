@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lavatar.configs.avatar import AvatarConfig
+from lavatar.models import reference
 from lavatar.models.radiance import PointLinear, RadianceMLP, encode_direction
 
 
@@ -47,6 +48,8 @@ def test_equals_the_plain_mlp_on_concatenated_inputs(radiance: str, frequencies:
     torch.testing.assert_close(color.permute(0, 2, 3, 1), plain, atol=1e-5, rtol=1e-5)
     expected = F.linear(hidden, mlp.density_out.weight, mlp.density_out.bias).squeeze(-1)
     torch.testing.assert_close(density, expected, atol=1e-5, rtol=1e-5)
+    for found, wanted in zip(reference.plain(mlp)(feature, direction), (density, color), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_released_layer_sizes() -> None:

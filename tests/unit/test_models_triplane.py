@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavatar.configs.avatar import AvatarConfig
+from lavatar.models import reference
 from lavatar.models.basis import BasisGenerator
 from lavatar.models.superresolution import enlarge
 from lavatar.models.triplane import ModulatedConv, StyleGANGenerator, normalise_points, sample_triplane
@@ -64,7 +65,7 @@ def test_kernel_for_gpus_equals_the_reference(channels: int) -> None:
     planes = torch.randn(2, 3, channels, 8, 8, generator=generator, requires_grad=True)
     points = (torch.rand(2, 70, 3, generator=generator) * 2.4 - 1.2).requires_grad_()
     weights = torch.randn(2, channels, 70, generator=generator)
-    expected = sample_triplane(planes, points)
+    expected = reference.sample_triplane(planes, points)
     gradients = torch.autograd.grad((expected * weights).sum(), (planes, points))
     there = [value.detach().to(device).requires_grad_() for value in (planes, points)]
     found = sample_triplane_gpu(*there)
@@ -88,8 +89,9 @@ def test_modulated_convolution_equals_one_kernel_a_sample() -> None:
     kernels = conv.weight[None] * (conv.style(code) + 1)[:, None, :, None, None]
     kernels = kernels * torch.rsqrt(kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
     torch.testing.assert_close(kernels.square().sum(dim=(2, 3, 4)), torch.ones(3, 7))
-    reference = torch.cat([F.conv2d(x[i : i + 1], kernels[i], padding=1) for i in range(3)])
-    torch.testing.assert_close(conv(x, code), reference, atol=1e-5, rtol=1e-5)
+    expected = torch.cat([F.conv2d(x[i : i + 1], kernels[i], padding=1) for i in range(3)])
+    torch.testing.assert_close(conv(x, code), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reference.plain(conv)(x, code), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_generator_widths_as_published() -> None:
