@@ -19,8 +19,8 @@ PAPER = (
     ("IMavatar, paper's figure (needs FLAME, which may not be redistributed)", 21.79, 0.871, 0.209),
 )
 """
-Table 1 of the paper as read second-hand, unverified: mean over six avatars of other footage at 512², 200,000 steps; only
-for orientation.
+Table 1 of the paper as read second-hand, unverified: mean over six avatars of other footage at 512², 200,000 steps;
+only for orientation.
 """
 
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
