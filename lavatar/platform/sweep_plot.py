@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lavatar.inference.chart import Axis, value_axis
 from lavatar.platform import sweeps
 from lavatar.platform.sweeps import Sweep
 from lavatar.platform.trialtable import values_text
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 460, 320, 60, 40, 46, 20
-COLOURS = {"best": "#d0461e", "finished": "#3c6eb4", "stopped": "#a9b7c9", "failed": "#c9a9a9"}
-TICKS = 5
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 500, 350, 60, 34, 56, 46
+"""Of a panel and its margins; there are two beside each other."""
+LOOKS = {
+    "best": ("#d0461e", "the best"),
+    "finished": ("#3c6eb4", "came to its end"),
+    "stopped": ("#7d8ea3", "stopped early"),
+    "failed": ("#a0522d", "failed"),
+    "interrupted": ("#b8860b", "left to take up"),
+}
+"""Colour and meaning, by what became of a trial."""
+LETTER = 11
 Line = list[tuple[float, float]]
 
 
 def plot(sweep: Sweep, trials: Mapping[str, Any]) -> str:
-    """The text of the file. The best trial is red, those that ended blue, the stopped ones grey."""
+    """The text of the file. Every trial is a line that ends in a dot with its number; the best one is thick."""
     won = sweeps.best(sweep, trials)
     rows = sorted(trials["trials"].values(), key=lambda row: row is won)  # the best one on top
     panels = [
-        _panel(sweep, rows, won, across, title, i * (WIDTH + GAP))
+        _panel(sweep, rows, won, across, title, i * WIDTH)
         for i, (across, title) in enumerate((("step", "steps"), ("training_seconds", "seconds of training")))
     ]
-    best = f": best {sweeps.figure(sweep, won):.4g}, trial {won['number']}" if won else ""
-    size = f'width="{2 * WIDTH + GAP}" height="{HEIGHT}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
-    title = f"{sweep.kind.value} of {sweep.avatar}, {sweep.metric} ({sweep.mode}) of {len(rows)} trials{best}"
-    white, text = '<rect width="100%" height="100%" fill="white"/>', _text(LEFT, 20, title, 'font-size="13"')
-    return "\n".join([head, white, text, *panels, "</svg>", ""])
+    value = sweeps.figure(sweep, won) if won else None
+    best = f": best {value:.4g}, trial {won['number']}" if won and value is not None else ""
+    size = f'width="{2 * WIDTH}" height="{HEIGHT}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="{LETTER}">'
+    better = "lower" if sweep.mode == "min" else "higher"
+    title = f"{sweep.kind.value} of {sweep.avatar}, {sweep.metric} ({better} is better) of {len(rows)} trials{best}"
+    white, text = '<rect width="100%" height="100%" fill="white"/>', _text(LEFT, 22, title, 'font-size="13"')
+    return "\n".join([head, white, text, _key([_look(row, won) for row in rows]), *panels, "</svg>", ""])
+
+
+def _look(row: Mapping[str, Any], won: Mapping[str, Any] | None) -> str:
+    if row is won:
+        return "best"
+    return row["state"] if row["state"] in LOOKS else "interrupted"
+
+
+def _key(looks: Sequence[str]) -> str:
+    """What the colours that occur mean."""
+    parts, x = [], float(LEFT)
+    for look, (colour, meaning) in LOOKS.items():
+        if look in looks:
+            parts += [_dot(x + 4, 38, colour, 4), _text(x + 12, 42, meaning)]
+            x += 30 + 6 * len(meaning)
+    return "\n".join(parts)
 
 
 def _panel(
@@ -37,46 +65,56 @@ def _panel(
 ) -> str:
     lines = [(row, _line(row, across, sweep.metric)) for row in rows]
     points = [point for _, line in lines for point in line]
-    x_ends, y_ends = _ends([x for x, _ in points], zero=True), _ends([y for _, y in points])
-    box = (left + LEFT, TOP, WIDTH - LEFT - 10, HEIGHT - TOP - BOTTOM)
+    x_axis = value_axis([0.0, max((x for x, _ in points), default=1.0) or 1.0])
+    y_axis = value_axis([y for _, y in points] or [0.0, 1.0])
+    box = (left + LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        right = box[0] + box[2] * (x - x_ends[0]) / (x_ends[1] - x_ends[0])
-        return right, box[1] + box[3] * (1 - (y - y_ends[0]) / (y_ends[1] - y_ends[0]))
+        return box[0] + box[2] * x_axis.share(x), box[1] + box[3] * (1 - y_axis.share(y))
 
-    parts = [f'<rect x="{box[0]}" y="{box[1]}" width="{box[2]}" height="{box[3]}" fill="none" stroke="#888"/>']
-    for i in range(TICKS):
-        share = i / (TICKS - 1)
-        x, y = (ends[0] + share * (ends[1] - ends[0]) for ends in (x_ends, y_ends))
-        right, down = place(x, y)
-        parts.append(_text(right, box[1] + box[3] + 15, f"{x:.3g}", 'text-anchor="middle"'))
-        parts.append(_text(box[0] - 5, down + 4, f"{y:.3g}", 'text-anchor="end"'))
-    parts.append(_text(box[0] + box[2] / 2, HEIGHT - 10, title, 'text-anchor="middle"'))
+    parts = _frame(box, x_axis, y_axis, title)
+    ends: list[tuple[float, float]] = []
     for row, line in lines:
-        colour = COLOURS["best"] if row is won else COLOURS.get(row["state"], COLOURS["stopped"])
-        placed = [place(x, y) for x, y in line]
+        colour, placed = LOOKS[_look(row, won)][0], [place(x, y) for x, y in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        name = f"<title>{escape(_label(sweep, row))}</title>"
-        thick = 2.5 if row is won else 1.2
+        name, thick = f"<title>{escape(_label(row))}</title>", 2.8 if row is won else 1.3
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{thick}">{name}</polyline>'
         )
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{thick}" fill="{colour}"/>' for x, y in placed[-1:]]
+        for x, y in placed[-1:]:
+            parts.append(_dot(x, y, colour, 3.5))
+            free = all(abs(x - other) > 2 * LETTER or abs(y - down) >= LETTER for other, down in ends)
+            if free or row is won:
+                parts.append(_text(x + 6, y + 4, str(row["number"]), f'style="fill:{colour}"'))
+                ends.append((x, y))
     return "\n".join(parts)
 
 
+def _frame(box: tuple[int, int, int, int], x_axis: Axis, y_axis: Axis, title: str) -> list[str]:
+    """The panel without its lines."""
+    left, top, width, height = box
+    parts = [f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#888"/>']
+    for value in y_axis.ticks:
+        y = top + height * (1 - y_axis.share(value))
+        parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#e4e4e4"/>')
+        parts.append(_text(left - 5, y + 4, f"{value:.3g}", 'text-anchor="end"'))
+    for value in x_axis.ticks:
+        x = left + width * x_axis.share(value)
+        parts.append(_text(x, top + height + 15, f"{value:,.6g}", 'text-anchor="middle"'))
+    return [*parts, _text(left + width / 2, top + height + 36, title, 'text-anchor="middle"')]
+
+
 def _line(row: Mapping[str, Any], across: str, metric: str) -> Line:
-    return [(float(r[across]), float(r[metric])) for r in row["reports"] if r.get(metric) is not None and across in r]
+    found = [(float(r[across]), float(r[metric])) for r in row["reports"] if r.get(metric) is not None and across in r]
+    return [(x, y) for x, y in found if math.isfinite(y)]
 
 
-def _ends(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
-    """Of an axis; never one point."""
-    low, high = (0.0 if zero else min(values, default=0.0)), max(values, default=1.0)
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-def _label(sweep: Sweep, row: Mapping[str, Any]) -> str:
+def _label(row: Mapping[str, Any]) -> str:
     return f"trial {row['number']} ({row['state']}): {values_text(row['params'])}"
+
+
+def _dot(x: float, y: float, colour: str, radius: float) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"/>'
 
 
 def _text(x: float, y: float, text: str, how: str = "") -> str:

@@ -49,6 +49,12 @@ def test_a_sweep_ends_with_its_trials_best_first(tune: Tune, command: Any, lavat
     lines = [e for e in drawn.iter() if e.tag.endswith("polyline")]
     assert len(lines) == 8, "four trials, over steps and over time"
     assert sum("#d0461e" in (e.get("stroke") or "") for e in lines) == 2, "the best one"
+    texts = [e for e in drawn.iter() if e.tag.endswith("text")]
+    words = [e.text for e in texts]
+    assert {"the best", "came to its end", "stopped early"} <= set(words)
+    assert "failed" not in words, "none did"
+    number = str(result["best"]["trial"])
+    assert [e.text for e in texts if "#d0461e" in e.get("style", "")] == [number] * 2, "at the ends of its lines"
     code, out, _ = lavatar(*command)
     assert (code, len(tune.plans)) == (0, 1), "it is done"
     assert "lavatar sweep promote" in out
