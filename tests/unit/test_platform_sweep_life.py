@@ -96,6 +96,8 @@ def test_delete_removes_a_sweep_and_its_job(tune: Tune, command: Any, lavatar: A
         assert [job.id for job in session.query(Job)] == [other]
     (home / "sweeps" / other / "trials.json").write_text("{")
     assert "lavatar sweep delete" in lavatar("sweep", "show", other)[2]
+    code, out, err = lavatar("sweep", "list", "--json")
+    assert (code, json.loads(out)["sweeps"], f"sweep {other} is left out" in err) == (0, [], True)
     code, out, err = lavatar("sweep", "delete", other)
     assert (code, out, "1 stages that no job needs" in err) == (0, f"deleted sweep {other}\n", True)
     assert lavatar("sweep", "delete", other)[0] == 2, "there is none"

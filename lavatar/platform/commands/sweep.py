@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavatar.errors import JobError, LavatarError, UsageError
+from lavatar.errors import DataError, JobError, LavatarError, UsageError
 from lavatar.platform.commands.options import json_option, recipe_options
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, note, reserved, table, when
@@ -232,7 +232,12 @@ def list_(as_json: bool) -> None:
     from lavatar.platform import sweeps
     from lavatar.platform.sweepreport import result_of
 
-    rows = [result_of(folder) for folder in sweeps.folders(Home.from_environment())]
+    rows = []
+    for folder in sweeps.folders(Home.from_environment()):
+        try:
+            rows.append(result_of(folder))
+        except DataError as error:
+            note(f"sweep {folder.name} is left out: {error.message}; {error.hint}")
     if as_json:
         answer_json({"sweeps": [{k: v for k, v in row.items() if k not in ("trials", "space")} for row in rows]})
     elif rows:
