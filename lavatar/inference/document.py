@@ -62,7 +62,7 @@ figure img { width: 100%; display: block; background: #fff; } figcaption { font-
   th:first-child { position: sticky; left: 0; background: var(--page); }
   tbody th:first-child { min-width: 9rem; max-width: 45vw; white-space: normal; overflow-wrap: anywhere; }
   .words { font-size: .85rem; } .words th, .words td { white-space: normal; } .words td:last-child { min-width: 8rem; }
-  .words th:first-child { position: static; min-width: 0; overflow-wrap: normal; } }
+  .words th:first-child { position: static; min-width: 0; max-width: none; overflow-wrap: normal; } }
 """
 
 

@@ -12,8 +12,18 @@ from lavatar.inference.document import Html, grid, joined, table, tag
 from lavatar.inference.figures import rounded
 from lavatar.inference.tables import NONE
 from lavatar.platform.curves import TOTAL, PhaseCurves
-from lavatar.platform.jobfacts import JobFacts, PairFacts, costs, differences
-from lavatar.platform.jobparts import Room, draw_pair, draw_pictures, draw_troubles, head_of, page_of, play_button
+from lavatar.platform.jobfacts import JobFacts, PairFacts, differences
+from lavatar.platform.jobparts import (
+    Room,
+    draw_pair,
+    draw_pictures,
+    draw_samples,
+    draw_troubles,
+    head_of,
+    page_of,
+    play_button,
+)
+from lavatar.platform.jobtables import costs
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ def _videos(jobs: tuple[JobFacts, JobFacts], pairs: Sequence[Both], room: Room) 
 
 
 def _figures(jobs: tuple[JobFacts, JobFacts], pairs: Sequence[Both]) -> Html:
+    if not pairs:
+        return tag("p", "There are no figures of a pair of both.")
     parts = [
         tag(
             "p",
@@ -165,7 +177,7 @@ def _overlaid(jobs: tuple[JobFacts, JobFacts], phases: Sequence[PhaseCurves | No
 
 def _pictures(job: JobFacts, pairs: Sequence[PairFacts]) -> Html:
     drawn = [joined([tag("p", tag("b", pair.name)), draw_pictures(pair)]) for pair in pairs[: job.detailed]]
-    return _titled(job, joined(drawn, "\n"))
+    return _titled(job, joined([*drawn, draw_samples(job.samples)], "\n"))
 
 
 def comparison_answer(first: JobFacts, second: JobFacts, room: Room) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lavatar.inference.chart import Curve
 from lavatar.platform.home import Home
 from lavatar.platform.lookup import StageView
 from lavatar.platform.runs import tracked
+from lavatar.platform.states import State
 from lavatar.platform.tracking import connect, first_line
 
 if TYPE_CHECKING:
@@ -33,9 +34,14 @@ class PhaseCurves:
 
 def training_curves(home: Home, views: Sequence[StageView]) -> tuple[list[PhaseCurves], list[str]]:
     """Those of the stages that train, and a sentence for each reason why some are missing. MLflow may be away."""
-    trained = [view for view in views if view.stage.kind in TRAINED and view.stage.mlflow_run_id]
+    trained = trained_here(views)
     if not trained:
-        return [], ["No stage of this job has begun to train."]
+        elsewhere = any(view.stage.kind in TRAINED and view.stage.state == State.FINISHED for view in views)
+        return [], [
+            "It was trained elsewhere: its curves are there."
+            if elsewhere
+            else "No stage of this job has begun to train."
+        ]
     if not tracked(home):
         return [], [f"MLflow has no database at {home.tracking_uri}: there are no curves."]
     try:
@@ -50,6 +56,11 @@ def training_curves(home: Home, views: Sequence[StageView]) -> tuple[list[PhaseC
         except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
             notes.append(f"MLflow did not give the curves of {view.name}: {first_line(error)}")
     return found, notes
+
+
+def trained_here(views: Sequence[StageView]) -> list[StageView]:
+    """The stages that train and have begun to."""
+    return [view for view in views if view.stage.kind in TRAINED and view.stage.mlflow_run_id]
 
 
 def _phases(client: MlflowClient, view: StageView) -> list[PhaseCurves]:

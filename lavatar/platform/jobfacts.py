@@ -11,21 +11,23 @@ from typing import Any
 from lavatar.configs.recipe import load_recipe
 from lavatar.contracts import StageKind
 from lavatar.errors import ConfigError, LavatarError
-from lavatar.inference.tables import Table
-from lavatar.platform import ledger, lookup
-from lavatar.platform.curves import PhaseCurves, training_curves
+from lavatar.platform import ledger, lookup, sweeps
+from lavatar.platform.curves import PhaseCurves, trained_here, training_curves
 from lavatar.platform.finished import stage_in
 from lavatar.platform.home import Home
+from lavatar.platform.imported import imported_figures, is_imported
 from lavatar.platform.lookup import StageView
-from lavatar.platform.progress import duration
 from lavatar.platform.registry import Registry, now
-from lavatar.platform.report import pair_results, preview_of, resources_text
+from lavatar.platform.report import pair_results, preview_of
+from lavatar.platform.samples import Sample, newest_samples
 from lavatar.platform.states import State
 from lavatar.platform.tables import Event, Job, JobPair
 from lavatar.platform.titles import title
 from lavatar.platform.tracking import flatten
 
 MOST_TROUBLES = 200
+IMPORTED_ALONE = "imported: a model file holds no video; lavatar reenact makes one"
+"""Why a pair without a preview stage has no video."""
 FIRST_ATTEMPT, ATTEMPT, RESUMED, WAITING = "started (attempt 1)", "started (attempt ", "resumed at step", "waiting: "
 """How events read that are no warnings and yet tell of something that went wrong before."""
 
@@ -59,7 +61,8 @@ class Trouble:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """Everything that a page says of a job. Pairs: those with a video first; curves: of the first `detailed` alone."""
+    """Everything that a page says of a job. Pairs: those with a video first; curves: of the first `detailed` alone, and
+    so the samples of trainings, of those that have no still. `sweep`: folder of the sweep whose trials need the job."""
 
     job: Job
     views: Sequence[StageView]
@@ -69,10 +72,18 @@ class JobFacts:
     curve_notes: Sequence[str]
     troubles: Sequence[Trouble]
     made: float
+    samples: Sequence[Sample] = ()
+    sweep: Path | None = None
+
+    @property
+    def imported(self) -> bool:
+        return is_imported(self.job)
 
     @property
     def name(self) -> str:
-        return title(self.job.avatar, self.job.actor)
+        """For people. A job without pairs is what the trials of a sweep need."""
+        who = title(self.job.avatar, self.job.actor)
+        return who if self.pairs else f"{who}: what the trials of a sweep need"
 
     @property
     def seconds(self) -> float:
@@ -93,11 +104,26 @@ def gather(registry: Registry, home: Home, job_id: str, detailed: int) -> JobFac
     views, rows = lookup.job_stages(registry, job.id), lookup.job_pairs(registry, job.id)
     results = pair_results(registry, home, rows, views)
     order = sorted(range(len(rows)), key=lambda i: not results[i]["video"])
+    if is_imported(job):
+        results = [{**result, "metrics": imported_figures(home, registry, views)} for result in results]
     pairs = [_pair(home, job, rows[i], results[i], views, fetch=place < detailed) for place, i in enumerate(order)]
     chosen = _trained(registry, job, [rows[i] for i in order[:detailed]], views)
     curves, notes = training_curves(home, chosen)
+    unseen = [rows[i] for place, i in enumerate(order[:detailed]) if "still" not in pairs[place].files]
+    shown = _trained(registry, job, unseen, views) if unseen or not rows else []
+    samples, more = newest_samples(home, trained_here(shown))
+    folder = sweeps.folder_of(home, job.id)
     return JobFacts(
-        job, views, pairs, min(detailed, len(pairs)), curves, notes, troubles(lookup.events(registry, job.id)), now()
+        job,
+        views,
+        pairs,
+        min(detailed, len(pairs)),
+        curves,
+        [*notes, *more],
+        troubles(lookup.events(registry, job.id)),
+        now(),
+        samples,
+        folder if not rows and (folder / sweeps.DEFINITION).exists() else None,
     )
 
 
@@ -106,9 +132,11 @@ def _pair(
 ) -> PairFacts:
     """`fetch`: from the store too, where this disk has not got it."""
     preview = preview_of(pair, views)
-    state, missing = (preview.state, preview.message) if preview else (State.PENDING.value, "")
+    state, missing = (preview.state, preview.message) if preview else (job.state, IMPORTED_ALONE)
     if job.state == State.RUNNING and preview and (preview.ended or 0) < (job.started or 0) and missing:
         state, missing = State.PENDING.value, ""  # that was an earlier attempt, and its turn comes again
+    if state == State.PENDING and job.state in (State.FAILED, State.INTERRUPTED, State.CANCELLED) and not missing:
+        missing = f"not made: the job {'failed' if job.state == State.FAILED else f'was {job.state}'}"
     if preview is not None and state == State.FINISHED and fetch:
         try:
             home.fetch(home.absolute(preview.out_dir))
@@ -131,28 +159,6 @@ def _trained(registry: Registry, job: Job, pairs: Sequence[JobPair], views: Sequ
             stage = stage_in(registry, job, kind, pair.avatar, actor)
             keys.add(stage.key if stage else "")
     return [view for view in views if view.stage.key in keys or view.stage.kind == StageKind.SHARED]
-
-
-def costs(facts: JobFacts) -> Table:
-    """A row a stage: how it came about, its time, its attempts, what it asked for."""
-    asked = facts.job.recipe.get("resources") or {}
-    rows = []
-    for view in facts.views:
-        stage = view.stage
-        state = "cached" if view.cached else stage.state
-        if stage.state == State.RUNNING and stage.total:
-            state = f"{stage.state}, {stage.done}/{stage.total} {stage.unit}"
-        own = "–" if view.cached else duration(facts.spent(view))
-        host = (stage.owner_host or "–").split(" ")[0]
-        needs = resources_text(asked.get(stage.kind) or {})
-        rows.append((view.name, state, own, duration(stage.seconds), str(stage.attempts), needs, host))
-    ever = duration(sum(view.stage.seconds for view in facts.views))
-    rows.append(("all stages", "", duration(facts.seconds), ever, "", "", ""))
-    legend = (
-        "time: spent by the job's latest submit; ever: over all attempts of all jobs that share the stage; cached: it "
-        "was there already; asked for: by each of the stage's workers; host: of the process that drove the last attempt"
-    )
-    return Table("cost", ("stage", "state", "time", "ever", "attempts", "asked for", "host"), tuple(rows), legend)
 
 
 def troubles(events: Iterable[Event]) -> list[Trouble]:

@@ -9,17 +9,20 @@ from lavatar.inference.chart import chart
 from lavatar.inference.document import Html, grid, joined, table, tag
 from lavatar.inference.tables import NONE, main_figures, tables
 from lavatar.platform.curves import TOTAL, PhaseCurves
-from lavatar.platform.jobfacts import JobFacts, PairFacts, costs, differences, named_recipe
+from lavatar.platform.jobfacts import JobFacts, PairFacts, differences, named_recipe
 from lavatar.platform.jobparts import (
     MOST_STILLS,
     Room,
     draw_pair,
     draw_pictures,
+    draw_samples,
     draw_troubles,
     head_of,
     page_of,
     play_button,
 )
+from lavatar.platform.jobtables import costs, made
+from lavatar.platform.jobtrials import draw_trials
 
 MAIN = {
     "psnr": ("PSNR", 2),
@@ -34,9 +37,9 @@ MAIN = {
 def job_page(facts: JobFacts) -> tuple[str, Room]:
     """The HTML, and what of the videos is in it."""
     room = Room()
-    videos = _videos(facts, room)
     sections = [
-        ("Videos", videos),
+        *([("Videos", _videos(facts, room))] if facts.pairs else []),
+        *([("Trials", draw_trials(facts.sweep))] if facts.sweep else []),
         ("Figures", _figures(facts)),
         ("Training curves", _curves(facts)),
         ("Pictures", _pictures(facts)),
@@ -70,11 +73,15 @@ def _figures(facts: JobFacts) -> Html:
     for i, pair in enumerate(facts.pairs):
         drawn = [table(shown) for shown in tables(pair.metrics)]
         if not drawn:
-            drawn = [tag("p", f"{pair.state}: there are no figures yet.")] if len(facts.pairs) == 1 else []
+            why = "no figures came with the model" if facts.imported else f"{pair.state}: there are no figures yet"
+            drawn = [tag("p", f"{why}.")] if len(facts.pairs) == 1 else []
         if len(facts.pairs) > 1 and drawn:
             drawn = [tag("details", tag("summary", pair.name), *drawn, open=i == 0)]
         parts += drawn
-    return joined(parts, "\n")
+    if facts.imported and any(pair.metrics for pair in facts.pairs):
+        parts.append(tag("p", "Measured where the model was trained.", class_="legend"))
+    parts += [table(shown) for shown in made(facts)]
+    return joined(parts, "\n") if parts else tag("p", "There are no figures yet.")
 
 
 def _main(pair: PairFacts) -> list[str]:
@@ -102,12 +109,11 @@ def _phase(phase: PhaseCurves) -> list[Html]:
 
 
 def _pictures(facts: JobFacts) -> Html:
-    chosen = facts.pairs[: facts.detailed]
+    chosen, samples = facts.pairs[: facts.detailed], draw_samples(facts.samples)
     if len(chosen) == 1:
-        return draw_pictures(chosen[0])
-    return joined(
-        [tag("details", tag("summary", p.name), draw_pictures(p), open=i == 0) for i, p in enumerate(chosen)], "\n"
-    )
+        return joined([draw_pictures(chosen[0]), samples])
+    drawn = [tag("details", tag("summary", p.name), draw_pictures(p), open=i == 0) for i, p in enumerate(chosen)]
+    return joined([*drawn, samples], "\n") if drawn or samples else tag("p", "There are no pictures.")
 
 
 def _recipe(facts: JobFacts) -> Html:

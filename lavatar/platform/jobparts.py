@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from lavatar.platform.home import size_text
 from lavatar.platform.jobfacts import MOST_TROUBLES, JobFacts, PairFacts
 from lavatar.platform.output import when
 from lavatar.platform.progress import duration
+from lavatar.platform.samples import Sample
 from lavatar.platform.states import State
 
 VIDEO_BYTES = 50_000_000
@@ -126,6 +127,18 @@ def draw_pictures(pair: PairFacts) -> Html:
     return joined(parts, "\n") if parts else tag("p", pair.missing or "There are no pictures yet.")
 
 
+def draw_samples(samples: Sequence[Sample]) -> Html | None:
+    """The newest pictures of trainings."""
+    if not samples:
+        return None
+    drawn = [
+        tag("figure", tag("img", src=each.address, alt=f"{each.stage}: {each.name}"),
+            tag("figcaption", f"{each.stage}: {each.name}, step {each.step:,}"))
+        for each in samples
+    ]  # fmt: skip
+    return joined([tag("h3", "Samples of the trainings"), tag("div", *drawn, class_="videos")])
+
+
 def _cards(page: Path) -> list[Card]:
     """Of the frames in the page of an evaluation the first of each kind in each section."""
     try:
@@ -146,6 +159,8 @@ def head_of(facts: JobFacts) -> Html:
     """State, recipe and times of a job in a line, and what ended it if it did not finish."""
     job = facts.job
     made = f"submitted {when(job.created)}, {duration(facts.seconds)} of work"
+    if facts.imported:
+        made = f"imported {when(job.created)}"
     line = tag(
         "p",
         f"Job {job.id} ",

@@ -43,7 +43,7 @@ from lavatar.platform.planning import digest
 from lavatar.platform.registry import Registry, hold_stages, insert_missing, now, patiently
 from lavatar.platform.states import State, move
 from lavatar.platform.subjects import check_name, find_subject
-from lavatar.platform.tables import Artefact, Job, JobPair, JobStage, Stage
+from lavatar.platform.tables import IMPORTED, Artefact, Job, JobPair, JobStage, Stage
 from lavatar.platform.tracking import Tracker
 from lavatar.training.files import exclusive, file_digest, storage_errors
 
@@ -274,7 +274,7 @@ def _store(registry: Registry, home: Home, model: _Model, specs: Sequence[StageS
         "recipe_name": recipe.name,
         "recipe": recipe.model_dump(mode="json"),
         "state": State.FINISHED.value,
-        "message": "imported",
+        "message": IMPORTED,
         **dict.fromkeys(("created", "started", "ended"), when),
     }
     stages = [

@@ -10,6 +10,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from lavatar.platform.states import State
 from lavatar.platform.titles import short_title
 
+IMPORTED = "imported"
+"""Message of a job that is an imported model."""
+
 
 class Base(DeclarativeBase):
     """All tables of the registry."""

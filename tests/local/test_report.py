@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -10,18 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from browser import Browser, opened
-from platform_fakes import FakeHandle, finish, make_plan
+from platform_fakes import FakeHandle, NoTracker, Recorder, finish, make_plan, person
 from report_files import STEPS, World
 from report_files import world as new_world
 from submit_files import Lavatar
 
 from lavatar.contracts import StageResult
+from lavatar.errors import FaceError, StageFailedError
+from lavatar.platform import sweeps
+from lavatar.platform.comparison import comparison_page
 from lavatar.platform.jobfacts import JobFacts, gather
 from lavatar.platform.jobpage import job_page
 from lavatar.platform.planning import Plan
+from lavatar.platform.preparing import prepare
 from lavatar.platform.registry import open_registry
+from lavatar.platform.sweep_plot import plot
+from lavatar.platform.sweeps import Sweep
+from lavatar.platform.trialboard import TrialBoard
 
 WIDTHS = (390, 1280)
 READABLE = """(() => {
@@ -30,21 +40,22 @@ READABLE = """(() => {
   const light = c => .2126 * part(c.r) + .7152 * part(c.g) + .0722 * part(c.b);
   const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
     if (c.a === 1) return light(c); } return 1; };
-  let contrast = 99, smallest = 99, where = [];
+  let contrast = 99, smallest = 99, where = [], wide = [];
   for (const e of document.body.querySelectorAll('*')) {
     const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join('');
     if (!text || e.closest('script, title') || !e.getClientRects().length) continue;
     const style = getComputedStyle(e), drawn = e.ownerSVGElement;
     const v = light(rgb(drawn ? style.fill : style.color)), b = behind(e);
     const ratio = (Math.max(v, b) + .05) / (Math.min(v, b) + .05);
+    if (/^T[HD]$/.test(e.tagName) && e.scrollWidth > e.clientWidth) wide.push(text);
     const size = parseFloat(style.fontSize) * (drawn ? drawn.getScreenCTM().a : 1);
     if (ratio < contrast) { contrast = ratio; where[0] = text; }
     if (size < smallest) { smallest = size; where[1] = text; }
   }
-  return [contrast, smallest, where];
+  return [contrast, smallest, where, wide];
 })()"""
 """The least contrast of a text to what is behind it (WCAG asks for 4.5 of small text), the height of the smallest text
-in pixels, and the text of each."""
+in pixels, the text of each; and what does not fit into its cell of a table."""
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +159,66 @@ def test_a_running_job_has_a_page(world: World) -> None:
     assert "It was running when this page was made" in seen[0]
     assert "pending: there is no video yet" in seen[0]
     assert "<td>running" in seen[0]
+
+
+def test_before_there_is_a_still_the_newest_samples_are_shown(world: World) -> None:
+    plan, red = make_plan(world.home, "A", "F"), np.full((9, 9, 3), (255, 0, 0), np.uint8)
+
+    def draw(handle: FakeHandle) -> StageResult:
+        assert handle.factory is not None
+        sink = handle.factory()
+        for step, picture in ((5, red), (20, red[..., ::-1]), (100, red)):
+            sink.log_picture(step, "ynet/faces", picture)
+        sink.close()
+        return finish(handle)
+
+    def broken(handle: FakeHandle) -> StageResult:
+        raise FaceError("no face", "Look at it.")
+
+    with pytest.raises(StageFailedError):
+        world.run(plan, pair=draw, preview=broken)
+    found = facts(world, plan)
+    assert [(s.stage, s.name, s.step) for s in found.samples] == [("pair:A<-F", "ynet/faces", 100)]
+    data = np.frombuffer(base64.b64decode(found.samples[0].address.partition(",")[2]), np.uint8)
+    assert np.abs(cv2.imdecode(data, cv2.IMREAD_COLOR).mean((0, 1))[::-1] - (255, 0, 0)).max() < 8, "of step 100"
+    assert "pair:A&lt;-F: ynet/faces, step 100" in job_page(found)[0]
+    assert facts(world, world.full).samples == []
+
+
+def test_a_job_that_ended_before_its_video_says_so(world: World) -> None:
+    assert "</b> – not made: the job failed" in job_page(facts(world, world.hostile))[0]
+
+
+@pytest.mark.parametrize("actor", [None, "B"])
+def test_what_a_sweep_needs_has_a_page_with_its_trials(world: World, actor: str | None, tmp_path: Path) -> None:
+    people = [person(name, ord(name)) for name in ("A", *filter(None, [actor]))]
+    sweep = Sweep(
+        "A", actor, tuple(each.digest for each in people), "tiny", ("avatar_loss.lambda_vgg=0",),
+        {"avatar_loss.lambda_lr": {"choice": [0.1, 0.5]}}, (), 2, "none", "random", "psnr", "max", 20, 10,
+    )  # fmt: skip
+    plan = prepare(world.home, sweep.id, people[0], people[1] if actor else None, sweep.base())
+    world.run(plan)
+    text, _ = job_page(facts(world, plan))
+    assert ("A driven by B" if actor else "<title>A") + ": what the trials of a sweep need" in text
+    folder = sweeps.store(world.home, sweep)
+    board = TrialBoard(folder, sweep, Recorder(), NoTracker(world.home, print))  # type: ignore[arg-type]
+    for name, rate, psnr in (("a", 0.1, 21.0), ("b", 0.5, 23.0)):
+        board.started(name, {"avatar_loss.lambda_lr": rate})
+        board.reported(name, {"step": 10, "training_seconds": 1.0, "psnr": psnr})
+    board.failed("a", "no face was found", "")
+    (folder / sweeps.PLOT).write_text(plot(sweep, board.data))
+    found = facts(world, plan)
+    text, _ = job_page(found)
+    assert f"Sweep {folder.name} is interrupted: 2 of 2 trials began, of {sweep.steps:,} steps each" in text
+    assert re.findall(r"<td>(2[13])</td><td>(0.[15])</td>", text) == [("23", "0.5"), ("21", "0.1")]
+    assert "<b>2, best</b>" in text
+    assert "Trial 1 failed: no face was found" in text
+    assert 'src="data:image/svg+xml;base64,' in text
+    assert ">preprocess:A</th><td>" in text, "its figures"
+    assert ("avatar: terms of the loss" in text) == (actor is not None), "of a sweep of the pair the avatar is trained"
+    for words in (">Videos</h2>", "pending:"):
+        assert words not in text
+    assert "no pair in common" in comparison_page(found, facts(world, world.full))[0]
 
 
 def test_without_mlflow_the_page_says_so_and_shows_the_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +331,8 @@ def test_in_a_browser_it_fits_asks_nobody_complains_of_nothing_and_plays(
     scroll, client = browser.evaluate(wide)
     assert scroll <= client
     assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == dark
-    contrast, smallest, where = browser.evaluate(READABLE)
+    contrast, smallest, where, wide = browser.evaluate(READABLE)
+    assert wide == []
     assert contrast >= 4.5, where
     assert smallest >= 9.5, where
     state = "[...document.querySelectorAll('video')].map(v => [v.readyState > 1, v.duration, v.paused, v.error])"

@@ -158,6 +158,35 @@ def test_a_pair_is_used_elsewhere_by_reenact_and_by_mlflow(
     assert json.loads(lavatar("gc", "--dry-run", "--json")[1])["bytes"] == 0
 
 
+def test_the_page_of_an_imported_pair_shows_what_came_with_it(
+    exported: dict[str, Path], elsewhere: Home, lavatar: Lavatar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lavatar("models", "import", exported["pair"])[0] == 0
+    (job,) = lookup.list_jobs(open_registry(elsewhere))
+    client = connect(elsewhere)
+    for name in ("cross/face", "cross/face/psnr", "self", "cross/spread/x/y", "../x", "cross/expression/jaw/r"):
+        client.set_model_version_tag(PAIR, "1", f"lavatar.figure.{name}", "0.25")
+    code, out, err = lavatar("report", job.id, "-o", tmp_path / "page.html", "--json")
+    assert code == 0, err
+    (pair,) = json.loads(out)["pairs"]
+    assert (pair["state"], pair["cross"]["psnr"], pair["cross"]["expression_r"]) == ("finished", 21.5, 0.25)
+    text = (tmp_path / "page.html").read_text()
+    for words in (
+        "imported: a model file holds no video; lavatar reenact makes one",
+        "<td>21.50</td>",
+        "Measured where the model was trained.",
+        "It was trained elsewhere: its curves are there.",
+        "<td>imported</td>",
+    ):
+        assert words in text
+    for words in ("pending:", "submitted", "There are no figures yet", "has begun to train"):
+        assert words not in text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert lavatar("report", job.id, "-o", tmp_path / "page.html")[0] == 0
+    assert "no figures came with the model" in (tmp_path / "page.html").read_text()
+
+
 def test_whole_frames_are_driven_as_reenact_does(
     exported: dict[str, Path], tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
