@@ -19,10 +19,13 @@ from lavatar.configs.recipe import Recipe
 from lavatar.contracts import EventSink, NullSink, StageKind
 from lavatar.errors import DataError
 from lavatar.platform.benchmark_budget import Budget, affordable, phase_seconds, with_steps
+from lavatar.platform.execution import STOPS
 from lavatar.platform.home import Home
+from lavatar.platform.inputs import inputs_of
 from lavatar.platform.onestage import run_stage
 from lavatar.platform.planning import (
     METHOD_VERSION,
+    SECTIONS,
     Person,
     Plan,
     PlannedStage,
@@ -32,6 +35,7 @@ from lavatar.platform.planning import (
     require_weights,
 )
 from lavatar.platform.progress import Display, DisplaySink
+from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
 from lavatar.platform.tracking import Tracker
 from lavatar.training.files import write_json
@@ -77,6 +81,7 @@ class Bench:
     display: Display
     runner: StageRunner
     tracker: Tracker
+    registry: Registry
 
 
 def measured(bench: Bench, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -92,6 +97,7 @@ def measured(bench: Bench, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             part = path.with_suffix(".part")
             part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
             part.replace(path)
+            path.with_suffix(".mlflow").unlink(missing_ok=True)
         yield read_row(path)
 
 
@@ -109,6 +115,8 @@ def _measure(bench: Bench, row: Row) -> dict[str, Any]:
     from lavatar.cluster.bodies import avatar_plan, pair_plan
 
     recipe = seeded(row.method.recipe, row.seed, row.max_frames)
+    if row.method.paired and row.budget.kind == "steps":
+        recipe = with_steps(recipe, "ynet", int(row.budget.pair))
     stages = _plan(bench, row, recipe)
     for stage in stages.stages:
         if stage.spec.kind is StageKind.PREPROCESS:
@@ -119,6 +127,7 @@ def _measure(bench: Bench, row: Row) -> dict[str, Any]:
     head = stages.stage(StageKind.AVATAR)
     with ExitStack() as stack:
         run_id = _open_run(bench, row, recipe, stack)
+        _log_origin(bench, run_id, recipe, stages, head)
         training = {"avatar": _run(bench, head, run_id)}
         pair = None
         if row.method.paired:
@@ -126,6 +135,7 @@ def _measure(bench: Bench, row: Row) -> dict[str, Any]:
             recipe = _budgeted(bench, row, recipe, "ynet", pair, pair_plan)
             stages = _plan(bench, row, recipe)
             pair = stages.stage(StageKind.PAIR)
+            _log_origin(bench, run_id, recipe, stages, pair)
             training["pair"] = _run(bench, pair, run_id)
         metrics, notes = _evaluate(row, recipe, head, pair, stages, DisplaySink(bench.display))
         bench.tracker.log_result(run_id, metrics, {})
@@ -178,17 +188,34 @@ def _budgeted(bench: Bench, row: Row, recipe: Recipe, which: str, stage: Planned
 
 
 def _open_run(bench: Bench, row: Row, recipe: Recipe, stack: ExitStack) -> str | None:
-    """An MLflow run of the row, ended however the row ends."""
-    params = {"method": row.method.name, "avatar": row.avatar.name, "actor": row.actor.name, "seed": row.seed}
-    params |= {"budget": row.budget.name, **recipe.model_dump(mode="json")}
-    tracker, run_id = bench.tracker, bench.tracker.open_job(EXPERIMENT, row.title, None, params)
+    """An MLflow run of the row, ended however the row ends. What of the recipe the budget of the Y-network decides is
+    not known yet."""
+    people = {"avatar": row.avatar.name, "actor": row.actor.name}  # "avatar" is a section of the recipe
+    params = {"method": row.method.name, "people": people, "seed": row.seed, "budget": row.budget.name}
+    kept = recipe.model_dump(mode="json")
+    params |= {name: values for name, values in kept.items() if name not in SECTIONS[StageKind.PAIR]}
+    known = bench.folder / "runs" / f"{row.key[:16]}.mlflow"  # of an attempt that was stopped: its curves go on
+    earlier = known.read_text().strip() if known.exists() else None
+    tracker, run_id = bench.tracker, bench.tracker.open_job(EXPERIMENT, row.title, earlier, params)
+    if run_id:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text(run_id)
 
     def end(kind: type[BaseException] | None, *_: object) -> None:
-        stopped = kind is not None and not issubclass(kind, Exception)
+        stopped = kind is not None and issubclass(kind, STOPS)
         tracker.end(run_id, State.FINISHED if kind is None else State.INTERRUPTED if stopped else State.FAILED)
 
     stack.push(end)
     return run_id
+
+
+def _log_origin(bench: Bench, run_id: str | None, recipe: Recipe, stages: Plan, stage: PlannedStage) -> None:
+    """What a job's runs say too, before that stage begins: code, packages, machine, command, recipe, datasets."""
+    dump = recipe.model_dump(mode="json")
+    bench.tracker.log_origin(run_id, dump)
+    bench.tracker.log_params(run_id, {name: dump[name] for name in SECTIONS[stage.spec.kind]})
+    bench.tracker.log_params(run_id, {"stage": {stage.spec.kind.value: stage.key}})
+    bench.tracker.log_inputs(run_id, inputs_of(bench.registry, stages, stage.spec))
 
 
 def _run(bench: Bench, stage: PlannedStage, run_id: str | None) -> dict[str, Any]:

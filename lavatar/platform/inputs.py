@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavatar.contracts import StageKind, StageSpec
-from lavatar.platform import lookup
-from lavatar.platform.home import KEY
+from lavatar.platform import ledger, lookup
+from lavatar.platform.home import KEY, Home
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry
 
@@ -35,18 +35,36 @@ class Input:
 def inputs_of(registry: Registry, plan: Plan, spec: StageSpec) -> list[Input]:
     """What the stage reads, by role."""
     if spec.kind is StageKind.PREPROCESS:
-        person = plan.people[spec.name]
-        source, seed = person.source, person.source.synthetic_seed
-        made = {"tags": {"synthetic_seed": seed}} if source.path is None else {"uri": str(source.path)}
-        kind = "code" if source.path is None else "local"
-        profile = {"sha256": person.digest, "frames": person.frames}
-        return [Input(person.name, person.digest, "video", kind, json.dumps(made), json.dumps(profile))]
+        return [_video(plan, spec)]
     folders = {role: path for role, path in spec.inputs.items() if role.partition("/")[0].endswith("dataset")}
+    return _datasets(registry, plan, Home(spec.home), folders)
+
+
+def data_of(registry: Registry, plan: Plan, home: Home) -> list[Input]:
+    """The videos that a job begins with, and the datasets made of them as far as they are."""
+    stages = [stage.spec for stage in plan.stages if stage.spec.kind is StageKind.PREPROCESS]
+    made = {spec.name: spec.out_dir for spec in stages if ledger.manifest_summary(home, spec.out_dir)}
+    datasets = [replace(each, role="dataset") for each in _datasets(registry, plan, home, made)]
+    return [*(_video(plan, spec) for spec in stages), *datasets]
+
+
+def _video(plan: Plan, spec: StageSpec) -> Input:
+    person = plan.people[spec.name]
+    source, seed = person.source, person.source.synthetic_seed
+    made = {"tags": {"synthetic_seed": seed}} if source.path is None else {"uri": str(source.path)}
+    kind = "code" if source.path is None else "local"
+    profile = {"sha256": person.digest, "frames": person.frames}
+    return Input(person.name, person.digest, "video", kind, json.dumps(made), json.dumps(profile))
+
+
+def _datasets(registry: Registry, plan: Plan, home: Home, folders: Mapping[str, Path]) -> list[Input]:
+    """Datasets by role, each once; what the registry does not know of them (a benchmark's) their manifests tell."""
     names = {stage.key: stage.name.partition(":")[2] for stage in plan.stages}
     summaries = lookup.dataset_summaries(registry, [path.name for path in folders.values()])
     found: dict[str, Input] = {}
     for role, path in folders.items():
-        profile = {**summaries.get(path.name, {}), "digest": path.name}
+        summary = summaries.get(path.name) or ledger.manifest_summary(home, path)
+        profile = {**summary, "digest": path.name}
         name, source_text = names.get(path.name, path.name[:8]), json.dumps({"uri": str(path)})
         found.setdefault(path.name, Input(name, path.name, role, "local", source_text, json.dumps(profile)))
     return list(found.values())

@@ -14,6 +14,7 @@ from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import ledger, lookup
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
+from lavatar.platform.inputs import data_of
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
 from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
 from lavatar.platform.registering import Registrar, models_of, outstanding
@@ -105,6 +106,8 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
     finally:
         with contextlib.suppress(LavatarError):  # the first error is the one to show; a later submit ends the run
             ours = lookup.get_job(registry, job.id).owner == office.owner.id  # else its run is another process's now
+            if ours and tracker and state is not State.INTERRUPTED:  # who stops a job waits for nobody
+                tracker.log_inputs(job.mlflow_run_id, data_of(registry, plan, office.home))
             if ours and tracker and tracker.end(job.mlflow_run_id, state):
                 ledger.set_run(registry, job, job.mlflow_run_id, open_=False)
 

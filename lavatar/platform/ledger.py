@@ -167,7 +167,7 @@ def finish_stage(
 ) -> bool:
     """The stage is done, for the job that ran it after `seconds`: its result and its new state in one transaction.
     False if it was taken over meanwhile."""
-    summary = _manifest_summary(home, spec) if spec.kind is StageKind.PREPROCESS else {}
+    summary = manifest_summary(home, spec.out_dir) if spec.kind is StageKind.PREPROCESS else {}
     with registry.write() as session:
         stage = _stage(session, spec.key)
         if stage.owner != owner.id:
@@ -187,12 +187,13 @@ def finish_stage(
     return True
 
 
-def _manifest_summary(home: Home, spec: StageSpec) -> dict[str, Any]:
-    """What the registry keeps of a manifest; the dropped frames themselves stay in the manifest."""
+def manifest_summary(home: Home, folder: Path) -> dict[str, Any]:
+    """What the registry keeps of a dataset's manifest, nothing where there is none; the dropped frames themselves stay
+    in the manifest."""
     import json
 
     try:
-        path, store = spec.out_dir / "manifest.json", home.store()
+        path, store = folder / "manifest.json", home.store()
         manifest = json.loads(path.read_bytes() if store is None or path.exists() else store.read(path) or b"")
     except (OSError, ValueError):
         return {}

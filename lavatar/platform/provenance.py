@@ -7,6 +7,7 @@ from, and of the environment only what bears on results is kept.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -31,6 +32,9 @@ FOLDER = "provenance"
 DIFF, PACKAGES, ENVIRONMENT, RECIPE = "code.diff", "packages.txt", "environment.json", "recipe.json"
 COMMIT_TAG, CODE_TAG, VERSION_TAG = "mlflow.source.git.commit", "lavatar.code", "lavatar.version"
 COMMAND_TAG, PACKAGES_TAG = "lavatar.command", "lavatar.packages"
+SOURCE_TAG, SOURCE_TYPE_TAG = "mlflow.source.name", "mlflow.source.type"
+"""What MLflow's list of runs shows as their source: the command without its options."""
+MOST_SOURCE = 80
 _GIT_SECONDS = 20.0
 _BEARING = ("LAVATAR_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NCCL_", "TORCH", "PYTORCH_", "DS_", "CUBLAS_")
 """Beginnings of the variables that bear on results."""
@@ -80,6 +84,8 @@ def gather(recipe: Mapping[str, Any]) -> Provenance:
         VERSION_TAG: code.version,
         CODE_TAG: code.state,
         COMMAND_TAG: command,
+        SOURCE_TAG: " ".join(itertools.takewhile(lambda word: not word.startswith("-"), command.split()))[:MOST_SOURCE],
+        SOURCE_TYPE_TAG: "LOCAL",
         PACKAGES_TAG: _digest(packages),
         **({COMMIT_TAG: code.commit} if code.commit else {}),
     }

@@ -116,7 +116,9 @@ class Tracker:
         self._origin: dict[str, str] = {}  # tags of every run that is opened: code, packages, command
 
     def open_job(self, experiment: str, job_id: str, run_id: str | None, params: Mapping[str, Any]) -> str | None:
-        """The job's parent run: `run_id` again if it still exists, else a new one."""
+        """The job's parent run: `run_id` again if it still exists, else a new one. Where an earlier job of this tracker
+        comes from is nothing that it says."""
+        self._origin = {}
         return self._open("the job's run", experiment, f"job {job_id}", run_id, None, params)
 
     def open_stage(
@@ -143,6 +145,11 @@ class Tracker:
         if run_id is not None:
             rows = [RunTag(key, value) for key, value in tags.items()]
             self._try("tag a run", lambda _: self.client.log_batch(run_id, tags=rows))
+
+    def log_params(self, run_id: str | None, params: Mapping[str, Any]) -> None:
+        """More parameters of a run; those that it has already have to have the same value."""
+        if run_id is not None:
+            self._try("log parameters", lambda _: self._log_params(run_id, params))
 
     def log_inputs(self, run_id: str | None, inputs: Sequence[Input]) -> None:
         """What a stage reads, as MLflow's datasets. Those that the run has already are not doubled."""

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from lavatar.configs.recipe import load_recipe
+from lavatar.platform.benchmark import EXPERIMENT
 from lavatar.platform.benchmark_budget import affordable
+from lavatar.platform.home import Home
+from lavatar.platform.tracking import connect
 
 TOY = (
     "preprocess.portrait_size=96", "preprocess.synthetic_frames=60", "avatar.image_size=32", "avatar.ray_size=32",
@@ -86,12 +89,33 @@ def test_rows_are_trained_measured_and_not_done_again(subjects: Path, tmp_path: 
     assert "| ours |" in (folder / "table.md").read_text()
     assert (folder / "sheet.png").stat().st_size > 1000
 
+    recorded_as_a_training_is(subjects, 1 + len(rows))
+
     began = time.monotonic()
     again = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads(again.stdout) == answer
     assert again.stderr.count("measured before") == 5
     assert time.monotonic() - began < 60
+
+
+def recorded_as_a_training_is(home: Path, count: int) -> None:
+    """Code, command, machine, seeds, datasets and curves of each row are in MLflow."""
+    client = connect(Home(home))
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert len(runs) == count
+    for run in runs:
+        tags, params = run.data.tags, run.data.params
+        assert tags["lavatar.command"].startswith("lavatar benchmark method --pair ada:bruna")
+        assert tags["lavatar.code"]
+        assert tags["lavatar.provenance"]
+        assert tags["lavatar.machine.cores"]
+        assert params["avatar_training.seed"] == params["seed"] == "0"
+        assert json.loads(run.inputs.dataset_inputs[0].dataset.profile)["frames"] == 60
+    paired = [run for run in runs if "ynet_training.steps" in run.data.params]
+    assert len(paired) == 3
+    assert {run.data.params["ynet_training.steps"] for run in paired} == {"4"}
+    assert any("ynet/total" in run.data.metrics for run in paired)
 
 
 @pytest.mark.slow

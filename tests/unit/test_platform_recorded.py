@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lavatar.contracts import StageResult
+from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import UnknownJobError, UsageError
 from lavatar.platform import lookup, machine, provenance
 from lavatar.platform.home import Home
@@ -24,7 +25,17 @@ from lavatar.platform.tables import Stage
 from lavatar.platform.tracking import PROVENANCE_TAG, Tracker, quiet
 
 sys.path.insert(0, str(Path(__file__).parent))
-from platform_fakes import FakeHandle, FakeRunner, finish, fresh, make_plan, office, use_plain_digest
+from platform_fakes import (
+    FakeHandle,
+    FakeRunner,
+    Recorder,
+    finish,
+    fresh,
+    make_plan,
+    office,
+    person,
+    use_plain_digest,
+)
 
 STEPS = "avatar_training.steps=7"
 
@@ -89,6 +100,74 @@ def test_a_jobs_run_holds_recipe_code_packages_machine_and_command(world: World,
     code = provenance.find_code()
     assert run.data.tags.get(provenance.COMMIT_TAG, "") == code.commit
     assert run.data.tags[provenance.CODE_TAG].partition(":")[0] == code.state.partition(":")[0]
+    assert run.data.tags["mlflow.source.name"] == "lavatar submit"
+    read = [(each.tags[0].value, each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs]
+    (pair,) = lookup.job_pairs(registry, first)
+    assert sorted(read) == sorted(
+        [
+            *(("dataset", name, stage(world, first, f"preprocess:{name}").key[:36]) for name in "AB"),
+            ("video", "A", pair.avatar_digest[:36]),
+            ("video", "B", pair.actor_digest[:36]),
+        ]
+    )
+
+
+def test_a_benchmarks_run_holds_the_same_and_goes_on_where_it_was_stopped(
+    world: World, tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lavatar.configs.methods import build_methods
+    from lavatar.platform import benchmark
+    from lavatar.platform.benchmark_budget import Budget
+
+    (method,) = build_methods(["tiny"], ["latentavatar"])
+    row = benchmark.Row(method, person("A", ord("A")), person("B", ord("B")), 7, Budget("minutes", 1, 1), 4)
+    ran: list[str] = []
+
+    def run_stage(runner: Any, display: Any, spec: StageSpec, factory: Any) -> StageResult:
+        ran.append(spec.name)
+        if spec.kind is StageKind.PAIR and ran.count(spec.name) == 1:
+            raise KeyboardInterrupt
+        if factory:
+            sink = factory()
+            sink.log_metrics(1, {f"{spec.kind.value}/total": 1.0})
+            sink.close()
+        return finish(SimpleNamespace(spec=spec, emit=lambda event: None))  # type: ignore[arg-type]
+
+    def budgeted(bench: Any, row: Any, recipe: Any, which: str, stage: Any, build: Any) -> Any:
+        return benchmark.with_steps(recipe, which, {"avatar": 11, "ynet": 5}[which])
+
+    monkeypatch.setattr(benchmark, "run_stage", run_stage)
+    monkeypatch.setattr(benchmark, "_budgeted", budgeted)
+    monkeypatch.setattr(benchmark, "_evaluate", lambda *args: ({"self": {"psnr": 20.0}}, ()))
+    monkeypatch.setattr(benchmark, "require_weights", lambda stages: None)
+    monkeypatch.setattr("sys.argv", ["lavatar", "benchmark", "method", "--pair", "A:B"])
+    tracker.log_origin(tracker.open_job("another", "row", None, {}), {"a": 1})
+    bench = benchmark.Bench(world[0], tmp_path, Recorder(), FakeRunner(), tracker, world[1])  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        list(benchmark.measured(bench, [row]))
+    (stopped,) = [file.read_text() for file in (tmp_path / "runs").iterdir()]
+    assert tracker.client.get_run(stopped).info.status == "KILLED"
+    list(benchmark.measured(bench, [row]))
+    experiment = tracker.client.get_experiment_by_name(benchmark.EXPERIMENT)
+    (run,) = tracker.client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (stopped, "FINISHED")
+    assert [file.suffix for file in (tmp_path / "runs").iterdir()] == [".json"]
+    params, tags = run.data.params, run.data.tags
+    assert {k: params[k] for k in ("people.avatar", "avatar_training.steps", "ynet_training.steps", "seed")} == {
+        "people.avatar": "A", "avatar_training.steps": "11", "ynet_training.steps": "5", "seed": "7",
+    }  # fmt: skip
+    assert {params[f"{which}_training.seed"] for which in ("avatar", "ynet", "mapping")} == {"7"}
+    assert len(params["stage.pair"]) == len(params["stage.avatar"]) == 64
+    assert tags[provenance.COMMAND_TAG] == "lavatar benchmark method --pair A:B"
+    assert tags["mlflow.source.name"] == "lavatar benchmark method"
+    assert tags.get(provenance.COMMIT_TAG, "") == provenance.find_code().commit
+    assert tags["lavatar.machine.host"]
+    newest = tags[PROVENANCE_TAG].partition(" ")[0]
+    folder = Path(tracker.client.download_artifacts(stopped, f"provenance/{newest}"))
+    assert json.loads((folder / provenance.RECIPE).read_text())["ynet_training"]["steps"] == 5
+    read = {each.dataset.name: json.loads(each.dataset.profile) for each in run.inputs.dataset_inputs}
+    assert {name: profile["frames"] for name, profile in read.items()} == {"A": 10, "B": 10}
+    assert set(run.data.metrics) >= {"avatar/total", "pair/total", "self.psnr"}
 
 
 def test_a_stages_run_says_where_it_ran_and_what_it_read(world: World, tracker: Tracker) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home, working_in
 from lavatar.platform.output import answer, answer_json, reserved
+
+if TYPE_CHECKING:
+    from lavatar.platform.registry import Registry
 
 METHODS = ",".join(BASELINES)
 TABLE, RESULTS, SHEET = "table.md", "results.json", "sheet.png"
@@ -91,7 +94,7 @@ def method(
         for seed in numbers
         for each in chosen
     ]
-    _run(home, output or home.root / "outputs" / "benchmark", rows, as_json)
+    _run(home, registry, output or home.root / "outputs" / "benchmark", rows, as_json)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -108,7 +111,7 @@ def _seeds(text: str) -> list[int]:
         raise UsageError(f"--seeds {text!r} are no whole numbers", "Write --seeds 0,1,2.") from None
 
 
-def _run(home: Home, folder: Path, rows: list[Any], as_json: bool) -> None:
+def _run(home: Home, registry: Registry, folder: Path, rows: list[Any], as_json: bool) -> None:
     import json
 
     import cv2
@@ -127,7 +130,7 @@ def _run(home: Home, folder: Path, rows: list[Any], as_json: bool) -> None:
                 tracker = Tracker(home, lambda text: display.message(text, "warning"))
                 results: list[dict[str, Any]] = []
                 text = ""
-                for result in measured(Bench(home, folder, display, runner, tracker), rows):
+                for result in measured(Bench(home, folder, display, runner, tracker, registry), rows):
                     results.append(result)
                     text = tables(results)  # written row by row: a long benchmark can be read while it runs
                     (folder / TABLE).write_text(text + "\n")
