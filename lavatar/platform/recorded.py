@@ -14,6 +14,7 @@ from lavatar.contracts import measures_time
 from lavatar.errors import JobError, UnknownJobError, UsageError
 from lavatar.platform import lookup, provenance
 from lavatar.platform.home import Home
+from lavatar.platform.imported import is_imported
 from lavatar.platform.lookup import StageView
 from lavatar.platform.machine import MACHINE_TAG
 from lavatar.platform.registry import Registry
@@ -89,22 +90,21 @@ def _of_stage(registry: Registry, job: Job, name: str) -> Named:
 
 def _view(job: Job, view: StageView) -> Named:
     title = f"{view.name} of job {job.id}"
-    return Named(title, _tracked(view.stage.mlflow_run_id, title), job, view.stage)
+    return Named(title, _tracked(view.stage.mlflow_run_id, title, job), job, view.stage)
 
 
-def _tracked(run_id: str | None, title: str) -> str:
+def _tracked(run_id: str | None, title: str, job: Job) -> str:
+    if run_id is None and is_imported(job):
+        raise JobError(f"{title} was imported: what was recorded of it is where it was trained", "Ask there.")
     if run_id is None:
-        raise JobError(
-            f"{title} has no MLflow run: it did not begin yet, or was imported",
-            "A job gets one when it is run: lavatar jobs resume JOB",
-        )
+        raise JobError(f"{title} has no MLflow run: it did not begin yet", f"Run it: lavatar jobs resume {job.id}")
     return run_id
 
 
 def _jobs(registry: Registry, text: str) -> list[Named]:
     begun = [job for job in lookup.list_jobs(registry) if text and job.id.startswith(text)]
     if len(begun) == 1:
-        _tracked(begun[0].mlflow_run_id, f"job {begun[0].id}")
+        _tracked(begun[0].mlflow_run_id, f"job {begun[0].id}", begun[0])
     return [Named(f"job {job.id}", job.mlflow_run_id, job) for job in begun if job.mlflow_run_id]
 
 

@@ -21,21 +21,21 @@ from lavatar.cluster.objects import STORE_VARIABLE
 from lavatar.cluster.results import whole
 from lavatar.contracts import StageKind, StageSpec, measures_time
 from lavatar.errors import JobError, LavatarError, StorageError
-from lavatar.platform import lookup
+from lavatar.platform import lookup, provenance
 from lavatar.platform.execution import STOPS
 from lavatar.platform.home import Home
 from lavatar.platform.inputs import inputs_of, stage_params
 from lavatar.platform.jsonable import plain
 from lavatar.platform.onestage import run_stage
-from lavatar.platform.planned import stored_plan
 from lavatar.platform.planning import SECTIONS, Plan, PlannedStage, require_weights, space_needed
 from lavatar.platform.progress import Display
 from lavatar.platform.recorded import Named, as_of_now, differences, recorded
 from lavatar.platform.registry import Registry
+from lavatar.platform.replanned import plan_again
 from lavatar.platform.states import State
 from lavatar.platform.subjects import require_unchanged
 from lavatar.platform.tables import Job, Stage
-from lavatar.platform.tracking import Tracker, flatten
+from lavatar.platform.tracking import Tracker, connect, flatten
 from lavatar.training.files import file_digest, write_json
 
 if TYPE_CHECKING:
@@ -79,15 +79,15 @@ def original(home: Home, registry: Registry, named: Named) -> Original:
     """What was recorded of a run. Raises JobError where it cannot be done again, saying why and what to do."""
     job = named.job
     if job is None:
-        raise JobError(f"{named.title} is no job and no stage of one", "Name a job, or JOB/STAGE.")
+        raise JobError(f"{named.title} is no job and no stage of one", _another_way(home, named.run_id))
     then = recorded(home, registry, named)
     try:
-        plan, people = stored_plan(home, registry, job)
+        plan, people = plan_again(home, registry, job)
         for subject in people:
             require_unchanged(subject)
     except LavatarError as error:
-        commit = then.code.get("commit")
-        way_out = f"It was made with commit {commit}: check that out and try again. " if commit else ""
+        commit, today = then.code.get("commit"), provenance.find_code().commit
+        way_out = f"It was made with commit {commit}: check that out and try again. " if commit != today else ""
         raise JobError(f"{named.title} cannot be reproduced: {error.message}", f"{way_out}{error.hint}") from error
     chosen = [stage for stage in plan.stages if named.stage is None or stage.key == named.stage.key]
     rows = {row.key: row for row in lookup.get_stages(registry, [stage.key for stage in chosen])}
@@ -98,6 +98,17 @@ def original(home: Home, registry: Registry, named: Named) -> Original:
     found = {what: differences(getattr(then, what), values) for what, values in now.items()}
     elsewhere = {what: differing for what, differing in found.items() if differing}
     return Original(named, job, plan, tuple(chosen), rows, elsewhere)
+
+
+def _another_way(home: Home, run_id: str) -> str:
+    """What to do with a run that is neither a job's nor a stage's: of a benchmark, a trial, a reproduction."""
+    tags = connect(home).get_run(run_id).data.tags
+    if tags.get(REPRODUCES_TAG):
+        return f"It is a reproduction itself: lavatar reproduce {tags[REPRODUCES_TAG]}"
+    command = tags.get(provenance.COMMAND_TAG)
+    if command:
+        return f"It was made by `{command}`: repeat that in another home (LAVATAR_HOME), where nothing of it is done."
+    return "Name a job, or JOB/STAGE."
 
 
 @contextmanager

@@ -181,6 +181,11 @@ def test_the_page_of_an_imported_pair_shows_what_came_with_it(
         assert words in text
     for words in ("pending:", "submitted", "There are no figures yet", "has begun to train"):
         assert words not in text
+    for command in (("reproduce", job.id), ("reproduce", f"{job.id}/pair:ann<-bob"), ("runs", "diff", job.id, job.id)):
+        code, _, err = lavatar(*command)
+        assert code == 1
+        assert "was imported" in err
+        assert "resume" not in err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert lavatar("report", job.id, "-o", tmp_path / "page.html")[0] == 0

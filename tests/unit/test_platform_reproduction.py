@@ -16,17 +16,21 @@ import pytest
 import lavatar.cluster.stages
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import TrainingError
-from lavatar.platform import lookup, reproduction
+from lavatar.platform import lookup, reproduction, sweeps
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
-from lavatar.platform.planned import make_plan
+from lavatar.platform.planned import make_plan, person
 from lavatar.platform.planning import Plan
+from lavatar.platform.preparing import prepare
+from lavatar.platform.provenance import COMMAND_TAG, Code
 from lavatar.platform.registry import Registry
 from lavatar.platform.reproduction import compare_files
 from lavatar.platform.runs import unreferenced
-from lavatar.platform.subjects import add_subject, describe_synthetic
+from lavatar.platform.states import State
+from lavatar.platform.subjects import add_subject, describe_synthetic, get_subject
+from lavatar.platform.sweeps import Sweep
 from lavatar.platform.tables import Stage
-from lavatar.platform.tracking import connect, quiet
+from lavatar.platform.tracking import Tracker, connect, quiet
 
 sys.path.insert(0, str(Path(__file__).parent))
 from platform_fakes import FakeRunner, finish, fresh, office, tiny, use_plain_digest
@@ -191,6 +195,53 @@ def test_what_cannot_be_done_again_says_why(world: World, lavatar: Any, monkeypa
             session.get_one(Stage, plan.stage(StageKind.AVATAR).key).state = "finished"
     assert code == 1
     assert f"lavatar jobs resume {plan.job_id}" in err
+
+
+@pytest.mark.usefixtures("stages")
+def test_what_a_sweep_needed_is_done_again(world: World, lavatar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry, _ = world
+    people = [person(get_subject(registry, name)) for name in ("ann", "bob")]
+    sweep = Sweep(
+        "ann", "bob", tuple(each.digest for each in people), "tiny", ("resources.backend=inline", "avatar.samples=5"),
+        {}, (), 2, "none", "random", "psnr", "max", 20, 10,
+    )  # fmt: skip
+    plan = prepare(home, sweep.id, people[0], people[1], sweep.base())
+    run_job(office(home, registry, FakeRunner()), plan)
+    code, _, err = lavatar("reproduce", plan.job_id)
+    assert code == 1
+    assert f"job {plan.job_id} is what the trials of a sweep needed, and that sweep is gone" in err
+    folder = sweeps.store(home, sweep)
+    code, out, err = lavatar("reproduce", plan.job_id, "--json")
+    assert code == 0, err
+    assert [stage["stage"] for stage in json.loads(out)["stages"]] == [stage.name for stage in plan.stages]
+    monkeypatch.setattr("lavatar.platform.sweeps.METHOD_VERSION", dict.fromkeys(StageKind, 99))
+    code, _, err = lavatar("reproduce", plan.job_id)
+    assert code == 1
+    assert "was made by another lavatar" in err
+    assert "check that out" not in err, "this is the commit"
+    monkeypatch.setattr("lavatar.platform.provenance.find_code", lambda: Code("0", "1" * 40))
+    assert "check that out and try again" in lavatar("reproduce", plan.job_id)[2]
+    (folder / sweeps.DEFINITION).write_text("{")
+    assert "cannot be read" in lavatar("reproduce", plan.job_id)[2]
+
+
+def test_of_a_run_that_is_no_job_it_says_what_made_it(world: World, lavatar: Any) -> None:
+    home = world[0]
+    tracker = Tracker(home, print)
+    made = tracker.open_job("lavatar/benchmark", "a row", None, {})
+    again = tracker.open_stage(reproduction.EXPERIMENT, "again", None, None, {})
+    assert made
+    assert again
+    assert "Name a job, or JOB/STAGE" in lavatar("reproduce", made)[2]
+    tracker.tag(made, {COMMAND_TAG: "lavatar benchmark method --pair ann:bob --steps 5"})
+    assert (
+        "`lavatar benchmark method --pair ann:bob --steps 5`: repeat that in another home"
+        in lavatar("reproduce", made)[2]
+    )
+    tracker.tag(again, {reproduction.REPRODUCES_TAG: "0123"})
+    assert "lavatar reproduce 0123" in lavatar("reproduce", again)[2]
+    for run_id in (made, again):
+        tracker.end(run_id, State.FINISHED)
 
 
 @pytest.mark.usefixtures("stages")
