@@ -15,7 +15,7 @@ from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.inputs import inputs_of, stage_params
 from lavatar.platform.leases import Owner, owner_alive, taken_over
-from lavatar.platform.planning import SECTIONS, Plan, PlannedStage
+from lavatar.platform.planning import SECTIONS, Plan, PlannedStage, listed
 from lavatar.platform.progress import Display, duration
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
@@ -89,6 +89,7 @@ class Active:
     began: float = field(default_factory=time.monotonic)
     stored: float = 0.0
     latest: Event | None = None
+    suspended: bool = False  # its lease could not be renewed: it was asked to stop, and begins again
 
     @property
     def seconds(self) -> float:
@@ -147,6 +148,16 @@ class Execution:
             raise
         if self._failures:
             raise self._failure()
+
+    def suspend(self) -> None:
+        """What runs stops, with a checkpoint where it makes any, and begins again when the registry answers: until then
+        its lease cannot be renewed, and another process may take it over. May be called from another thread."""
+        running = list(self._active.values())
+        for active in running:
+            active.suspended = True
+            active.handle.cancel()
+        names = listed([active.planned.name for active in running])
+        self._display.message(f"the registry does not answer: {names or 'the job'} waits until it does", "warning")
 
     def _failure(self) -> StageFailedError:
         """The first failure; of a job of more than one pair also what else became of it."""
@@ -251,10 +262,11 @@ class Execution:
             elif event.text:
                 self._say(planned, event.text, event.level)
         latest = active.latest
-        if latest and time.monotonic() - active.stored > STORE_SECONDS:
+        if latest and not active.suspended and time.monotonic() - active.stored > STORE_SECONDS:
             active.stored, active.latest = time.monotonic(), None
             where = (self._registry, planned.key, self._owner)
-            if not ledger.set_progress(*where, latest.done, latest.total, latest.unit):
+            held = ledger.set_progress(*where, latest.done, latest.total, latest.unit)
+            if not (held or active.suspended):  # as it may be by now
                 raise taken_over(planned.name)
 
     def _settle(self, active: Active) -> bool:
@@ -264,6 +276,9 @@ class Execution:
         try:
             result = active.handle.result()
         except Interrupted as error:
+            if active.suspended:
+                self._again(active, "the registry did not answer for too long", "It goes on when the registry answers.")
+                return False
             self._end(planned, active.run_id, State.INTERRUPTED, error.message, error.hint)
             raise
         except Exception as error:  # a stage may fail in any way; the others and the registry go on
@@ -295,13 +310,10 @@ class Execution:
         again = {stage.key: stage for stage in needs if stage.key not in there}
         if again:
             names = " and ".join(stage.name for stage in again.values())
-            self._end(
-                planned, active.run_id, State.INTERRUPTED, error.message, f"It waits until {names} is made again."
-            )
             self._say(planned, f"{error.message}: {names} is made again", "warning")
             self._remade.update(again)
             self._waiting.update(again)
-            self._waiting[planned.key] = planned
+            self._again(active, error.message, f"It waits until {names} is made again.")
         elif store is not None and isinstance(error, ShardError) and planned.needs:
             return self._fetch_again(active, error)
         return bool(again)
@@ -312,10 +324,14 @@ class Execution:
         if planned.key in self._fetched_again:
             return False
         self._fetched_again.add(planned.key)
-        self._end(planned, active.run_id, State.INTERRUPTED, error.message, "It begins again with the store's copy.")
         self._say(planned, f"{error.message}: it begins again with the store's copy", "warning")
-        self._waiting[planned.key] = planned
+        self._again(active, error.message, "It begins again with the store's copy.")
         return True
+
+    def _again(self, active: Active, message: str, hint: str) -> None:
+        """The stage ended without a result, and is started again by and by."""
+        self._end(active.planned, active.run_id, State.INTERRUPTED, message, hint)
+        self._waiting[active.planned.key] = active.planned
 
     def _finish(self, active: Active, result: StageResult) -> None:
         planned = active.planned

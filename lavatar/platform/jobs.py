@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
-from lavatar.platform import ledger, lookup
+from lavatar.platform import leases, ledger, lookup
 from lavatar.platform.execution import STOPS, Execution, Office
 from lavatar.platform.home import Home
 from lavatar.platform.inputs import data_of
@@ -25,6 +26,9 @@ from lavatar.platform.tables import Job
 from lavatar.platform.titles import actor_or_none
 from lavatar.platform.tracking import Tracker, experiment_name
 from lavatar.platform.uploads import upload
+
+SILENT_SHARE = 2 / 3
+"""Of a lease: how long the registry may be silent before what runs is stopped. The rest is for stopping."""
 
 
 def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
@@ -91,6 +95,7 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
     state = State.FAILED
     try:
         execution = Execution(office, plan, job, tracker, pulse.check)
+        pulse.when_silent(execution.suspend)
         execution.mark_cached({stage.key for stage in todo})
         with Registrar(office, plan, tracker, warn) as registrar:
             if todo:
@@ -173,21 +178,31 @@ def _ending(office: Office, job_id: str) -> Iterator[None]:
 class _Heartbeat:
     """Renews this process's leases while a job runs.
 
-    `check` raises JobError when they were lost (the process was thought dead), Cancelled when the job was cancelled.
+    Where the registry has not answered for so long that they may run out soon, the callback of `when_silent` is called:
+    another process may take over then, and two must not work on one stage. `check` raises JobError when the leases were
+    lost (the process was thought dead), Cancelled when the job was cancelled.
     """
 
     def __init__(self, registry: Registry, owner: Owner, job_id: str) -> None:
         self._registry, self._owner, self._job_id = registry, owner, job_id
         self._stop, self._lost, self._cancelled = threading.Event(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._renewed, self._suspend = time.monotonic(), _nothing
+        beats = (self._beat, self._watch)  # a thread each: a database that does not answer holds up the first one
+        self._threads = [threading.Thread(target=beat, name="heartbeat", daemon=True) for beat in beats]
 
     def __enter__(self) -> _Heartbeat:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+
+    def when_silent(self, suspend: Callable[[], None]) -> None:
+        """Who is told, once in each silence, from another thread."""
+        self._suspend = suspend
 
     def check(self) -> None:
         if self._lost.is_set():
@@ -200,9 +215,23 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(LavatarError), self._registry.write() as session:
-                if heartbeat(session, self._owner) == 0:
-                    self._lost.set()
-                    return
-                if ledger.cancel_asked(session, self._owner):
-                    self._cancelled.set()
+            began = time.monotonic()
+            with contextlib.suppress(LavatarError):
+                with self._registry.write() as session:
+                    if heartbeat(session, self._owner) == 0:
+                        self._lost.set()
+                        return
+                    if ledger.cancel_asked(session, self._owner):
+                        self._cancelled.set()
+                self._renewed = began  # no later than the lease does
+
+    def _watch(self) -> None:
+        silences = 0  # looks in a row: a process that was frozen itself renews its leases before the second one
+        while not self._stop.wait(HEARTBEAT_SECONDS / 5):
+            silent = time.monotonic() - self._renewed > leases.LEASE_SECONDS * SILENT_SHARE
+            silences = silences + 1 if silent else 0
+            if silences == 2:
+                self._suspend()
+
+
+def _nothing() -> None: ...

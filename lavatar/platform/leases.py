@@ -1,7 +1,8 @@
 """Who works on a stage or a job: leases with heartbeats, and take-over from the dead. Never two owners.
 
 An owner is one process. On its own machine it is alive as long as that process is (a stopped or sleeping process keeps
-what it holds: its workers may still be running); seen from another machine it is alive until its lease runs out.
+what it holds: its workers may still be running); seen from another machine it is alive until its lease runs out. One
+that cannot renew its leases stops what it runs before that (jobs.py), and waits until the database answers.
 Every function here is called inside a write transaction of the registry, which is what makes claiming exclusive. Times
 are the database's: the clocks of two machines may be hours apart.
 """

