@@ -78,8 +78,9 @@ class Registered:
     @property
     def champions(self) -> list[int]:
         """The champions so far that are still there, the newest last."""
-        there = {version.number for version in self.versions}
-        return [number for number in history(self.tags) if number in there]
+        there, champion = {version.number for version in self.versions}, self.under(CHAMPION)
+        past = history(self.tags, champion.number if champion else None)
+        return [number for number in past if number in there]
 
     @property
     def pair(self) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ touched. By the recipe's `evaluation.promote` a new version becomes champion `al
   one is better. The log says so, and `lavatar models promote` is the way out.
 
 The champions so far stand in a tag of the registered model, the newest last, so that `rollback` finds the one before.
+The tag comes with the second champion: of the first one the alias says it.
 """
 
 from __future__ import annotations
@@ -46,19 +47,25 @@ class Contest:
     figure: str
 
 
-def measure(home: Home, tracker: Tracker, release: Release, version: int, contest: Contest, warn: Warn) -> str | None:
-    """Give a version the tags and the card of `release`, its figures among them, and let it contend for the champion:
-    what came of it. None and a warning if MLflow failed."""
+def measure(
+    home: Home, tracker: Tracker, release: Release, version: int, contest: Contest, warn: Warn, *, new: bool
+) -> str | None:
+    """Give a version the tags and the card of `release`, its figures among them, unless it was made with them just now
+    (`new`), and let it contend for the champion: what came of it. None and a warning if MLflow failed."""
 
     def measured() -> str:
-        describe(tracker.client, release.name, version, release.tags, release.card, FIGURE_TAG)
-        return contend(home, tracker.client, release.name, version, contest)
+        if not new:
+            describe(tracker.client, release.name, version, release.tags, release.card, FIGURE_TAG)
+        return contend(home, tracker.client, release.name, version, contest, release.tags)
 
-    return attempt(tracker, f"the figures of {release.name} version {version} could not be stored", measured, warn)
+    failed = f"the figures of {release.name} version {version} could not be stored"
+    return attempt(tracker, failed, measured, warn, wait=not new)  # where it is new, MLflow has just answered
 
 
-def contend(home: Home, client: MlflowClient, name: str, version: int, contest: Contest) -> str:
-    """Make the version champion if it is due; in a sentence what came of it, and why."""
+def contend(
+    home: Home, client: MlflowClient, name: str, version: int, contest: Contest, tags: Mapping[str, str]
+) -> str:
+    """Make the version, which has these tags, champion if it is due; in a sentence what came of it, and why."""
     with _alone(home):
         model = client.get_registered_model(name)
         champion, this = _champion(model), f"{name} version {version}"
@@ -67,7 +74,7 @@ def contend(home: Home, client: MlflowClient, name: str, version: int, contest: 
         if contest.policy == "never":
             return f"{this} does not become champion: evaluation.promote is never"
         if contest.policy == "better" and champion is not None:
-            won, why = _compared(client, name, version, champion, contest.figure)
+            won, why = _compared(client, name, (version, tags), champion, contest.figure)
             if not won:
                 return f"{name} version {champion} stays champion: {why}"
         else:
@@ -90,7 +97,7 @@ def roll_back(home: Home, client: MlflowClient, name: str) -> tuple[int | None, 
         model = client.get_registered_model(name)
         champion = _champion(model)
         there = {int(found.version) for found in client.search_model_versions(f"name = '{name}'")}
-        past = [number for number in history(model.tags) if number in there]
+        past = [number for number in history(model.tags, champion) if number in there]
         while past and past[-1] == champion:
             past.pop()
         if not past:
@@ -101,9 +108,13 @@ def roll_back(home: Home, client: MlflowClient, name: str) -> tuple[int | None, 
         return champion, past[-1]
 
 
-def history(tags: Mapping[str, str]) -> list[int]:
-    """The champions of a registered model with these tags, the newest last; one may stand there several times."""
-    return [int(number) for number in tags.get(HISTORY_TAG, "").split(",") if number.strip().isdigit()]
+def history(tags: Mapping[str, str], champion: int | None) -> list[int]:
+    """The champions of a registered model with these tags, the newest last; one may stand there several times.
+
+    `champion` is today's, whom somebody may have made so by other means.
+    """
+    past = [int(number) for number in tags.get(HISTORY_TAG, "").split(",") if number.strip().isdigit()]
+    return past if champion is None or past[-1:] == [champion] else [*past, champion]
 
 
 def figure(tags: Mapping[str, str], path: str) -> float | None:
@@ -118,9 +129,11 @@ def comparable(tags: Mapping[str, str], others: Mapping[str, str]) -> bool:
     return HELD_OUT_TAG in tags and tags[HELD_OUT_TAG] == others.get(HELD_OUT_TAG)
 
 
-def _compared(client: MlflowClient, name: str, version: int, champion: int, path: str) -> tuple[bool, str]:
-    """Whether the version is better than the champion, and how that is told."""
-    new, old = (client.get_model_version(name, str(number)).tags for number in (version, champion))
+def _compared(
+    client: MlflowClient, name: str, contender: tuple[int, Mapping[str, str]], champion: int, path: str
+) -> tuple[bool, str]:
+    """Whether the contender, with its tags, is better than the champion, and how that is told."""
+    (version, new), old = contender, client.get_model_version(name, str(champion)).tags
     way_out = f"if you want it: lavatar models promote {name}/{version}"
     for number, tags in ((version, new), (champion, old)):
         if HELD_OUT_TAG not in tags:
@@ -142,11 +155,9 @@ def _champion(model: RegisteredModel) -> int | None:
 
 
 def _crown(client: MlflowClient, model: RegisteredModel, version: int) -> None:
-    past, champion = history(model.tags), _champion(model)
-    for number in (champion, version):  # somebody may have moved the alias by other means
-        if number is not None and past[-1:] != [number]:
-            past.append(number)
-    _remember(client, model.name, past)
+    past = history(model.tags, _champion(model))
+    if past and past[-1] != version:
+        _remember(client, model.name, [*past, version])
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
 
 

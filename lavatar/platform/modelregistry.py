@@ -11,13 +11,15 @@ registered model carries its pair as tags, and another pair is refused under the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from lavatar.platform.tracking import Tracker, Warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 T = TypeVar("T")
 
@@ -37,7 +40,9 @@ CHAMPION = "champion"
 AVATAR_TAG, ACTOR_TAG = "lavatar.avatar", "lavatar.actor"  # of a registered model
 MODEL_TAG = "lavatar."  # what the tags begin with that are ours
 STAGE_TAG = "lavatar.stage"  # of a version
+VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model
 MODELS = "lavatar/models"  # experiment of models whose stage has no run
+_BYTES = tuple(map(str, range(256)))
 _SCRIPTS = {StageKind.AVATAR: "avatar_model.py", StageKind.PAIR: "pair_model.py"}
 
 
@@ -82,15 +87,37 @@ def register(home: Home, tracker: Tracker, release: Release, run_id: str | None,
 
 
 def add_version(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
-    """The same; raises JobError where the name is another pair's, and whatever MLflow raises."""
-    _refuse_another_pair(tracker, release)
-    return _register(home, tracker, release, run_id)
+    """The same; raises JobError where the name is another pair's, and whatever MLflow raises.
+
+    Each call is a transaction of MLflow's, or a request to its server: what can be said in one is, and nothing is read
+    back. Hence MLflow's client, and not `log_model`, which does the same in more than twice as many.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracker.uri)  # a source that is a logged model is looked up there, whichever client says it
+    mlflow.set_registry_uri(tracker.uri)
+    owner = _owner(tracker.client, release)
+    if run_id is None:  # MLflow's own experiment keeps its files in the current folder
+        run_id = tracker.open_stage(MODELS, "model", None, None, {})
+    if run_id is None:
+        raise JobError("MLflow gives no run to keep the model in", "Submit again to retry.")
+    run = tracker.client.get_run(run_id).info
+    status = "FAILED"
+    try:
+        logged = _log(home, tracker, release, run_id, run.experiment_id)
+        version = _add(tracker.client, release, logged, owner)
+        status = "FINISHED"
+    finally:
+        if run.status == "RUNNING":
+            tracker.client.set_terminated(run_id, status=status)
+    return version
 
 
-def attempt(tracker: Tracker, failed: str, action: Callable[[], T], warn: Warn) -> T | None:
-    """What `action` does in MLflow, waited for where that is away; None and a warning, beginning `failed`, if it does
-    not come to be: the models on disk are not touched by it."""
-    tracker.wait()
+def attempt(tracker: Tracker, failed: str, action: Callable[[], T], warn: Warn, *, wait: bool = True) -> T | None:
+    """What `action` does in MLflow, which is waited for (`wait`) where it is away; None and a warning, beginning
+    `failed`, if it does not come to be: the models on disk are not touched by it."""
+    if wait:
+        tracker.wait()
     try:
         return action()
     except JobError as error:
@@ -101,47 +128,85 @@ def attempt(tracker: Tracker, failed: str, action: Callable[[], T], warn: Warn) 
     return None
 
 
-def _register(home: Home, tracker: Tracker, release: Release, run_id: str | None) -> int:
-    import mlflow
+def _log(home: Home, tracker: Tracker, release: Release, run_id: str, experiment_id: str) -> LoggedModel:
+    """The model as one of the run's, with its files."""
+    from mlflow.entities import LoggedModelOutput
+
+    client, whole = tracker.client, False
+    logged = client.create_logged_model(experiment_id, release.kind.value, run_id)
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
+            _save(Path(scratch), release, logged)
+            client.log_model_artifacts(logged.model_id, f"{scratch}/model")
+        whole = True
+    finally:
+        client.finalize_logged_model(logged.model_id, "READY" if whole else "FAILED")
+    return logged
+
+
+def _save(scratch: Path, release: Release, logged: LoggedModel) -> None:
+    """The model in MLflow's own form as `scratch`/model.
+
+    The example is written here, as MLflow writes it: its own encoder takes longer than all else that is saved.
+    """
+    import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    mlflow.set_tracking_uri(tracker.uri)
-    mlflow.set_registry_uri(tracker.uri)
+    folder, copies = scratch / "model", scratch / "copies"
+    for role, source in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
+        shutil.copytree(source, copies / role, ignore=_links)
+    if release.about:
+        release.about.write(copies)
     byte = np.dtype(np.uint8)
     pictures, portrait = (-1, -1, -1, 3), (-1, release.image_size, release.image_size, 3)
-    inputs, outputs = Schema([TensorSpec(byte, pictures)]), Schema([TensorSpec(byte, portrait)])
-    signature = ModelSignature(inputs=inputs, outputs=outputs)
+    model = Model(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        run_id=logged.source_run_id,
+        metadata={"stage": release.stage_key},
+        model_id=logged.model_id,
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "ndarray",
+        },
+    )
+    mlflow.pyfunc.save_model(
+        path=folder,
+        mlflow_model=model,
+        python_model=str(Path(__file__).with_name(_SCRIPTS[release.kind])),
+        artifacts={path.stem: str(path) for path in copies.iterdir()},
+        signature=ModelSignature(Schema([TensorSpec(byte, pictures)]), Schema([TensorSpec(byte, portrait)])),
+        pip_requirements=[f"lavatar=={_version()}"],
+    )
+    example = _example_text(release.faces, release.face_size)
+    (folder / "input_example.json").write_text(example)
+    (folder / "serving_input_example.json").write_text(f'{{"inputs": {example}}}')
 
-    def log(copies: Path) -> Any:
-        return Model.log(
-            artifact_path=None,
-            name=release.kind.value,
-            flavor=_Unserved,
-            validate_serving_input=False,
-            python_model=str(Path(__file__).with_name(_SCRIPTS[release.kind])),
-            artifacts={path.stem: str(path) for path in copies.iterdir()},
-            signature=signature,
-            input_example=_example(release),
-            registered_model_name=release.name,
-            await_registration_for=60,
-            pip_requirements=[f"lavatar=={_version()}"],
-            metadata={"stage": release.stage_key},
-            tags={**release.tags, STAGE_TAG: release.stage_key},
-        )
 
-    with tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch:
-        for role, folder in release.folders.items():  # MLflow names artefacts by their folders, which are all "release"
-            shutil.copytree(folder, Path(scratch) / role, ignore=_links)
-        if release.about:
-            release.about.write(Path(scratch))
-        info = _in_run(tracker, run_id, lambda: log(Path(scratch)))
-    version = int(info.registered_model_version)
+def _add(client: MlflowClient, release: Release, logged: LoggedModel, owner: Mapping[str, str] | None) -> int:
+    """The logged model as a new version; `owner`: tags of the registered model, None where that is not there yet."""
+    from mlflow.exceptions import MlflowException
+
+    if owner is None:
+        owner = _made(client, release)
     for key, value in release.owner.items():
-        tracker.client.set_registered_model_tag(release.name, key, value)
-    if release.card:
-        tracker.client.update_model_version(release.name, str(version), release.card)
-    return version
+        if owner.get(key) != value:
+            client.set_registered_model_tag(release.name, key, value)
+    made = client.create_model_version(
+        release.name,
+        f"models:/{logged.model_id}",
+        logged.source_run_id,
+        tags={**release.tags, STAGE_TAG: release.stage_key},
+        description=release.card or None,
+        model_id=logged.model_id,
+    )
+    with contextlib.suppress(MlflowException):  # a link on MLflow's page of the logged model; the version is there
+        link = json.dumps([{"name": made.name, "version": made.version}])
+        client.set_logged_model_tags(logged.model_id, {VERSIONS_TAG: link})
+    return int(made.version)
 
 
 def describe(client: MlflowClient, name: str, version: int, tags: Mapping[str, str], card: str, replaced: str) -> None:
@@ -160,47 +225,21 @@ def describe(client: MlflowClient, name: str, version: int, tags: Mapping[str, s
         client.update_model_version(name, str(version), card)
 
 
-class _Unserved:
-    """MLflow's pyfunc flavor, without loading each model that was logged to serve its example once."""
-
-    __name__ = "mlflow.pyfunc"
-
-    @staticmethod
-    def save_model(*, validate_serving_input: bool, input_example: np.ndarray, **options: Any) -> None:
-        """`validate_serving_input` is read by Model.log, which hands it on with the rest.
-
-        The example is written here, as MLflow writes it: its own encoder takes longer than all else that is saved.
-        """
-        import mlflow.pyfunc
-        from mlflow.utils.logging_utils import disable_logging
-
-        mlflow.pyfunc.save_model(**options)
-        folder, model, values = Path(options["path"]), options["mlflow_model"], input_example.tolist()
-        (folder / "input_example.json").write_text(json.dumps(values))
-        (folder / "serving_input_example.json").write_text(json.dumps({"inputs": values}))
-        model.saved_input_example_info = {
-            "artifact_path": "input_example.json",
-            "serving_input_path": "serving_input_example.json",
-            "type": "ndarray",
-        }
-        model.save(str(folder / "MLmodel"))
-        disable_logging()  # what comes next is registered, and MLflow announces it; so do we
-
-
 def _links(folder: str, names: list[str]) -> list[str]:
     """What a copy leaves out: a link in a release could lead to any file of this machine."""
     return [name for name in names if (Path(folder) / name).is_symlink()]
 
 
-def _refuse_another_pair(tracker: Tracker, release: Release) -> None:
-    """JobError where the registered model of this name is another pair's: its champion must not become this one."""
+def _owner(client: MlflowClient, release: Release) -> dict[str, str] | None:
+    """The tags of the registered model of this name, None where there is none. JobError where it is another pair's: its
+    champion must not become this one."""
     from mlflow.exceptions import MlflowException
 
     try:
-        tags = tracker.client.get_registered_model(release.name).tags
+        tags = dict(client.get_registered_model(release.name).tags)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return
+            return None
         raise
     own = release.owner
     theirs = {key: tags[key] for key in own if key in tags}
@@ -211,30 +250,38 @@ def _refuse_another_pair(tracker: Tracker, release: Release) -> None:
             f"{own[ACTOR_TAG]!r} is not registered in MLflow",
             "It is complete on disk. To register it too, add a subject under a name without hyphens and submit again.",
         )
+    return tags
 
 
-def _in_run(tracker: Tracker, run_id: str | None, log: Callable[[], Any]) -> Any:
-    """Log into the stage's run, without leaving any run active in this process, and leave its status as it was."""
-    import mlflow
+def _made(client: MlflowClient, release: Release) -> dict[str, str]:
+    """A registered model of this name, made now, or by another process a moment ago; its tags. JobError as above."""
+    from mlflow.exceptions import MlflowException
 
-    if run_id is None:  # MLflow's own experiment keeps its files in the current folder
-        run_id = tracker.open_stage(MODELS, "model", None, None, {})
-    if run_id is None:
-        raise JobError("MLflow gives no run to keep the model in", "Submit again to retry.")
-    status = tracker.client.get_run(run_id).info.status
-    with mlflow.start_run(run_id=run_id):
-        info = log()
-    tracker.client.set_terminated(run_id, status="FINISHED" if status == "RUNNING" else status)
-    return info
+    try:
+        return dict(client.create_registered_model(release.name, release.owner).tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return _owner(client, release) or {}
 
 
-def _example(release: Release) -> np.ndarray:
+@lru_cache(16)  # an actor's is that of all the pairs it is in
+def _example_text(faces: Path | None, size: int) -> str:
+    """The example as JSON, without a list a pixel: so many make Python's garbage collector look through all it has."""
+    picture = _example(faces, size)
+    _, height, width, _ = picture.shape
+    values = map(_BYTES.__getitem__, picture.tobytes())
+    pixels = [f"[{r}, {g}, {b}]" for r, g, b in zip(values, values, values, strict=True)]
+    rows = [f"[{', '.join(pixels[row * width : (row + 1) * width])}]" for row in range(height)]
+    return f"[[{', '.join(rows)}]]"
+
+
+def _example(faces: Path | None, size: int) -> np.ndarray:
     """One face crop as the model takes it: from the dataset, or grey."""
-    size = release.face_size
-    if release.faces is not None and (release.faces / "manifest.json").exists():
+    if faces is not None and (faces / "manifest.json").exists():
         from lavatar.datasets.shards import iterate
 
-        sample = next(iter(iterate(release.faces)), None)
+        sample = next(iter(iterate(faces)), None)
         if sample is not None and sample.face.shape == (size, size, 3):
             return np.asarray(sample.face, np.uint8)[None]
     return np.full((1, size, size, 3), 128, np.uint8)

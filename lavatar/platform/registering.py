@@ -179,7 +179,7 @@ class Registrar:
         version, contest = standing.version, model.lineage.contest()
         preview = standing.finished[0] if standing.finished else None
         release = self._described(model, stage, preview)
-        if version is None:
+        if new := version is None:
             version = None if stage and self._another_does(stage) else self._version(release, stage)
             if version is None:
                 return
@@ -188,7 +188,7 @@ class Registrar:
         if preview is None and contest.policy != "always":
             return
         assert self._tracker is not None
-        decided = measure(self._office.home, self._tracker, release, version, contest, self._warn)
+        decided = measure(self._office.home, self._tracker, release, version, contest, self._warn, new=new)
         if decided is not None:
             for measured in standing.finished:
                 self._remember(measured.key, release.name, version, "figures")

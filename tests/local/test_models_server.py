@@ -100,7 +100,7 @@ def models(home: Path, services: Services, monkeypatch: pytest.MonkeyPatch, requ
     monkeypatch.setenv("LAVATAR_REGISTRY", services.database(request.node.name))
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     grey = np.full((1, FACE, FACE, 3), 128, np.uint8)
-    monkeypatch.setattr("lavatar.platform.modelregistry._example", lambda release: grey)
+    monkeypatch.setattr("lavatar.platform.modelregistry._example", lambda *of: grey)
     place, registry = fresh(home)
     return Models(place, registry, connect(place))
 

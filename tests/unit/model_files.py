@@ -91,7 +91,7 @@ def models(home: Path, mlflow_tables: Path, plain_digest: None, monkeypatch: pyt
     """The `lavatar` fixture works in the same home."""
     monkeypatch.setattr("lavatar.platform.execution.POLL_SECONDS", 0.01)
     grey = np.full((1, 128, 128, 3), 128, np.uint8)  # the datasets of these stages hold no face
-    monkeypatch.setattr("lavatar.platform.modelregistry._example", lambda release: grey)
+    monkeypatch.setattr("lavatar.platform.modelregistry._example", lambda *of: grey)
     place, registry = fresh(home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.tracking_uri)  # as mlflow.set_tracking_uri leaves it behind
     with contextlib.closing(sqlite3.connect(mlflow_tables)) as tables:

@@ -281,7 +281,7 @@ class NoTracker:
 def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model registry left out: every model becomes version 1 and champion."""
     monkeypatch.setattr(registering, "register", lambda home, tracker, release, run_id, warn: 1)
-    monkeypatch.setattr(registering, "measure", lambda *args: "champion")
+    monkeypatch.setattr(registering, "measure", lambda *args, new: "champion")
 
 
 def office(home: Home, registry: Registry, runner: FakeRunner, owner: Owner | None = None) -> Office:

@@ -28,7 +28,8 @@ def add(models: Models, frames: str | None = "same", **measured: float) -> int:
 
 
 def decide(models: Models, version: int, policy: str = "better", figure: str = "self/lpips") -> str:
-    return contend(models.home, models.client, NAME, version, Contest(policy, figure))
+    tags = models.client.get_model_version(NAME, str(version)).tags
+    return contend(models.home, models.client, NAME, version, Contest(policy, figure), tags)
 
 
 def test_the_champion_moves_only_to_what_is_better(models: Models) -> None:
@@ -43,7 +44,7 @@ def test_the_champion_moves_only_to_what_is_better(models: Models) -> None:
     assert "is champion already" in decide(models, better)
     same = add(models, lpips=0.04)
     assert "version 3 stays champion" in decide(models, same), "as good is not better"
-    assert history(models.client.get_registered_model(NAME).tags) == [1, 2, 3]
+    assert history(models.client.get_registered_model(NAME).tags, 3) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,19 @@ import contextlib
 import json
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from lavatar.errors import StageFailedError
 from lavatar.platform import lookup
 from lavatar.platform.champions import HELD_OUT_TAG
 from lavatar.platform.jobs import run_job
 from lavatar.platform.lineage import SECTIONS_TAG
+from lavatar.platform.registering import Model, Registrar, Standing
 from lavatar.platform.subjects import add_subject, describe_synthetic
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,6 +80,33 @@ def test_a_version_says_where_it_comes_from_and_how_good_it_is(models: Models) -
         assert words in avatar.description
     assert "# A driven by B" in pair.description
     assert log_of(models, plan.job_id).count("is champion: it is the first that was measured") == 2
+
+
+def test_a_version_is_made_in_few_statements(models: Models) -> None:
+    """MLflow's own log_model and a tag at a time came to 271."""
+    counted: list[str] = []
+
+    def count(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if str(connection.engine.url).endswith("mlflow.db") and threading.current_thread().name.startswith("registrar"):
+            counted.append(statement)
+
+    models.submit()  # the avatar is there, and all is loaded
+    made: list[int] = []
+    bring = Registrar._bring_one
+
+    def counting(registrar: Registrar, model: Model, standing: Standing) -> None:
+        before = len(counted)
+        bring(registrar, model, standing)
+        if model.name == "lavatar-pair-A-C":
+            made.append(len(counted) - before)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Registrar, "_bring_one", counting)
+        sa.event.listen(sa.Engine, "before_cursor_execute", count)
+        models.submit(names="AC")
+        sa.event.remove(sa.Engine, "before_cursor_execute", count)
+    assert models.champion("lavatar-pair-A-C") == 1
+    assert 20 < sum(made) < 130, made
 
 
 def test_a_worse_model_is_latest_and_no_champion(models: Models) -> None:

@@ -20,7 +20,7 @@ from lavatar.errors import JobError, StageFailedError
 from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
-from lavatar.platform.modelregistry import Release, register
+from lavatar.platform.modelregistry import MODELS, Release, register
 from lavatar.platform.registry import open_registry
 from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
@@ -375,7 +375,17 @@ def test_a_model_that_cannot_be_registered_is_a_warning(tmp_path: Path, mlhome: 
     gone = Release(StageKind.AVATAR, "c" * 64, "lavatar-avatar-C", {"avatar": tmp_path / "gone"}, 32, 32)
     assert register(mlhome, tracker, gone, None, said.append) is None
     assert "could not be registered" in said[0]
+    run = tracker.open_stage(experiment_name("C", "models"), "avatar:C", None, None, {})
+    tracker.end(run, State.FINISHED)
+    assert register(mlhome, tracker, gone, run, said.append) is None
     assert not list(mlhome.root.glob("release-*"))
+    assert tracker.client.search_model_versions("name = 'lavatar-avatar-C'") == []
+    assert tracker.client.get_run(run).info.status == "FINISHED", "it is the stage's"
+    kept = tracker.client.get_experiment_by_name(MODELS)
+    (own,) = tracker.client.search_runs([kept.experiment_id])
+    assert own.info.status == "FAILED"
+    experiments = [own.info.experiment_id, tracker.client.get_run(run).info.experiment_id]
+    assert [str(model.status) for model in tracker.client.search_logged_models(experiments)] == ["FAILED"] * 2
 
 
 def test_a_picture_and_a_file_that_fail_once_are_sent_again(
