@@ -222,8 +222,18 @@ class MetricSink(Protocol):
         ...
 
 
-MetricSinkFactory = Callable[[], MetricSink]
-"""Picklable; called in the process that logs (a Ray worker), never shipped open."""
+class MetricSinkFactory(Protocol):
+    """Picklable; called in the process that logs (a Ray worker), never shipped open. `node`: what its machine is called
+    in a run that is worked on by several at once."""
+
+    def __call__(self, node: str = "") -> MetricSink:
+        """For the process that logs the work. It says what its machine does, too."""
+        ...
+
+    def beside(self, node: str) -> MetricSink:
+        """For a process of another machine that works on the same run: it says what that one does. Nothing else is
+        logged through it."""
+        ...
 
 
 class ParallelMap(Protocol):

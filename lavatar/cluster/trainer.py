@@ -29,7 +29,7 @@ from lavatar.cluster.memory import (
 from lavatar.cluster.parallel import limit_threads
 from lavatar.cluster.plans import PlanFactory, Worker, run_plan
 from lavatar.cluster.resources import Share, ray_options
-from lavatar.contracts import Event, MetricSinkFactory, NullSink, StageSpec
+from lavatar.contracts import Event, MetricSink, MetricSinkFactory, NullSink, StageSpec
 from lavatar.errors import LavatarError, StageFailedError, TrainingError
 
 RAY_KILLED = "Ray killed the training worker"
@@ -200,6 +200,7 @@ def _train(config: dict[str, Any], rank: int, world: int, post: Post) -> dict[st
     post.emit(Event(spec.name, f"training process {rank + 1} of {world} started"))
     limit_threads(share.cpus)
     import torch
+    from ray.train import get_context
 
     torch.set_num_threads(max(1, int(share.cpus)))
     device = "cpu"
@@ -208,11 +209,23 @@ def _train(config: dict[str, Any], rank: int, world: int, post: Post) -> dict[st
 
         device = str(get_device())
     with process_group(device), ExitStack() as stack:
-        factory: MetricSinkFactory | None = config["metrics"] if rank == 0 else None
-        metrics = factory() if factory else NullSink()
-        stack.callback(metrics.close)
+        metrics = open_metrics(config["metrics"], get_context(), stack)
         plan = config["plan"](spec, post)
         return run_plan(plan, spec, Worker(rank, world, device), metrics, post, post.cancelled)
+
+
+def open_metrics(factory: MetricSinkFactory | None, context: Any, stack: ExitStack) -> MetricSink:
+    """Where this worker logs: the first one of all into the stage's run, the others nowhere. Over several nodes the
+    first worker of each says what its node does: by a thread of its own, so that no worker waits for it. `context`:
+    Ray Train's; a sink is closed with `stack`."""
+    if factory is None or context.get_local_rank() > 0:
+        return NullSink()
+    several = context.get_local_world_size() < context.get_world_size()
+    node = f"node{context.get_node_rank()}" if several else ""
+    first = context.get_world_rank() == 0
+    sink = factory(node) if first else factory.beside(node)
+    stack.callback(sink.close)
+    return sink if first else NullSink()
 
 
 def _failed(error: Exception, spec: StageSpec) -> LavatarError:

@@ -34,9 +34,10 @@ def describe() -> dict[str, str]:
     }
 
 
-def machine_tags() -> dict[str, str]:
-    """This machine, as tags of a run."""
-    return {f"{MACHINE_TAG}{name}": value for name, value in describe().items()}
+def machine_tags(node: str = "") -> dict[str, str]:
+    """This machine, as tags of a run; `node`: what it is called beside the first one of that run."""
+    beginning = f"{MACHINE_TAG}{node}." if node else MACHINE_TAG
+    return {f"{beginning}{name}": value for name, value in describe().items()}
 
 
 def _processor() -> str:
@@ -55,9 +56,14 @@ class SystemMetrics:
     asks the server for the run at every sample, ends for good when the server does not answer once, numbers its samples
     anew in another process, and sees GPUs with one more package only. The metric sink's thread samples instead. It ends
     with the sink, and what it samples while the server is away is kept as every other value is.
+
+    `node`: what this machine is called in a run that is worked on by several at once: its curves are system/NODE/… as
+    with MLflow's set_system_metrics_node_id. `beside`: another one is the first of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, node: str = "", *, beside: bool = False) -> None:
+        self._beginning = f"{SYSTEM}{node}/" if node else SYSTEM
+        self._tagged = node if beside else ""
         self._due = float("inf")
         self._gpus: Gpus | None = None
 
@@ -80,4 +86,8 @@ class SystemMetrics:
             "process_memory_megabytes": psutil.Process().memory_info().rss / MEGABYTE,
             **self._gpus.sample(),
         }
-        return {f"{SYSTEM}{name}": value for name, value in found.items()}
+        return {f"{self._beginning}{name}": value for name, value in found.items()}
+
+    def tags(self) -> dict[str, str]:
+        """Of the run: what this machine is."""
+        return machine_tags(self._tagged)

@@ -8,7 +8,8 @@ While MLflow is away, the values that wait are written to a file at every checkp
 run's next sink, the next worker or the driver that ends the run, sends them first.
 
 A sink in the process that does a stage's work also says on which machine that is, and samples what the machine does.
-Those values belong to no step: theirs are the seconds since the run began.
+Those values belong to no step: theirs are the seconds since the run began. Of a training over several nodes a worker of
+each other node has a sink for that alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavatar.platform.machine import SystemMetrics, machine_tags
+from lavatar.platform.machine import SystemMetrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,8 +58,12 @@ class MlflowSinkFactory:
     run_id: str
     unsent: Path | None = None
 
-    def __call__(self) -> MlflowSink:
-        return MlflowSink(self.tracking_uri, self.run_id, self.unsent, system=SystemMetrics())
+    def __call__(self, node: str = "") -> MlflowSink:
+        return MlflowSink(self.tracking_uri, self.run_id, self.unsent, system=SystemMetrics(node))
+
+    def beside(self, node: str) -> MlflowSink:
+        """The file of what could not be sent is the first process's: what this one cannot send is lost with it."""
+        return MlflowSink(self.tracking_uri, self.run_id, system=SystemMetrics(node, beside=True))
 
 
 class MlflowSink:
@@ -197,7 +202,9 @@ class MlflowSink:
             self._last_picture = _read_steps(run.data.tags.get(_PICTURE_TAG, ""))
             self._began = int(run.info.start_time)
             if self._system is not None and self._client is None:
-                client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in machine_tags().items()])
+                client.log_batch(
+                    self._run_id, tags=[RunTag(name, value) for name, value in self._system.tags().items()]
+                )
             self._client = client
         return self._client
 

@@ -69,8 +69,11 @@ class SinkFactory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __call__(self) -> train_toy.CurveFile:
+    def __call__(self, node: str = "") -> train_toy.CurveFile:
         return train_toy.CurveFile(self.path)
+
+    def beside(self, node: str) -> train_toy.CurveFile:
+        raise AssertionError("there is one node")
 
 
 def ship() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lavatar.contracts import StageKind, StageResult, StageSpec
+from lavatar.contracts import StageKind, StageResult, StageSpec, measures_time
 from lavatar.errors import UnknownJobError, UsageError
 from lavatar.platform import lookup, machine, provenance
 from lavatar.platform.home import Home
@@ -269,6 +270,26 @@ def test_system_metrics_go_on_by_time_and_are_kept_while_mlflow_is_away(
     assert steps[0] <= 2 < steps[-1] + 1 < 30
     names = set(tracker.client.get_run(run).data.metrics)
     assert {"system/process_memory_megabytes", "system/system_memory_usage_percentage"} <= names
+
+
+def test_each_node_of_a_training_has_its_own_curves(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FIRST_SECONDS", 0.0)
+    run = str(tracker.open_stage("system", "avatar:B", None, None, {}))
+    factory = pickle.loads(pickle.dumps(tracker.sink_factory(run)))
+    monkeypatch.setattr(machine, "describe", lambda: {"host": "this one"})
+    first, other = factory("node0"), factory.beside("node1")
+    first.log_metrics(1, {"avatar/total": 0.5})
+    for sink in (other, first):
+        sink.flush()
+        sink.close()
+    data = tracker.client.get_run(run).data
+    for node in ("node0", "node1"):
+        assert 0 < data.metrics[f"system/{node}/system_memory_usage_percentage"] < 100
+    assert "system/cpu_utilization_percentage" not in data.metrics
+    assert data.metrics["avatar/total"] == 0.5
+    assert data.tags["lavatar.machine.host"] == data.tags["lavatar.machine.node1.host"] == "this one"
+    assert "lavatar.machine.node0.host" not in data.tags
+    assert measures_time("system/node1/cpu_utilization_percentage"), "no figure of the training"
 
 
 def test_a_run_without_its_process_is_ended_before_somebody_looks(world: World, tracker: Tracker) -> None:
