@@ -24,6 +24,7 @@ LOOKS = {
 """Colour and meaning, by what became of a trial."""
 LETTER = 11
 Line = list[tuple[float, float]]
+_End = tuple[float, float, str, str]
 
 
 def plot(sweep: Sweep, trials: Mapping[str, Any]) -> str:
@@ -73,7 +74,7 @@ def _panel(
         return box[0] + box[2] * x_axis.share(x), box[1] + box[3] * (1 - y_axis.share(y))
 
     parts = _frame(box, x_axis, y_axis, title)
-    ends: list[tuple[float, float]] = []
+    ends: list[_End] = []
     for row, line in lines:
         colour, placed = LOOKS[_look(row, won)][0], [place(x, y) for x, y in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -81,13 +82,18 @@ def _panel(
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{thick}">{name}</polyline>'
         )
-        for x, y in placed[-1:]:
-            parts.append(_dot(x, y, colour, 3.5))
-            free = all(abs(x - other) > 2 * LETTER or abs(y - down) >= LETTER for other, down in ends)
-            if free or row is won:
-                parts.append(_text(x + 6, y + 4, str(row["number"]), f'style="fill:{colour}"'))
-                ends.append((x, y))
-    return "\n".join(parts)
+        ends += [(x, y, colour, str(row["number"])) for x, y in placed[-1:]]
+    return "\n".join([*parts, *_ends(ends)])
+
+
+def _ends(ends: Sequence[_End]) -> list[str]:
+    """A dot for each, and its number where there is room; the last one, the best, comes first."""
+    parts, named = [_dot(x, y, colour, 3.5) for x, y, colour, _ in ends], list[tuple[float, float]]()
+    for x, y, colour, number in reversed(ends):
+        if all(abs(x - other) > 2 * LETTER or abs(y - down) >= LETTER for other, down in named):
+            parts.append(_text(x + 6, y + 4, number, f'style="fill:{colour}"'))
+            named.append((x, y))
+    return parts
 
 
 def _frame(box: tuple[int, int, int, int], x_axis: Axis, y_axis: Axis, title: str) -> list[str]:
