@@ -14,7 +14,6 @@ from lavatar.contracts import NullSink
 from lavatar.platform.speed import material, measure, models, processes, table
 from lavatar.platform.speed.material import Material
 from lavatar.platform.speed.measure import Row, Session, Times, forget_peak, operations, peak_mb
-from lavatar.platform.speed.rows import ROWS
 
 Lavatar = Callable[..., tuple[int, str, str]]
 FIELDS = ["row", "median_s", "reference_s", "ratio", "spread", "peak_mb", "of_peak"]
