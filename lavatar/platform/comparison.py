@@ -12,7 +12,7 @@ from lavatar.inference.document import Html, grid, joined, table, tag
 from lavatar.inference.figures import rounded
 from lavatar.inference.tables import NONE
 from lavatar.platform.curves import TOTAL, PhaseCurves
-from lavatar.platform.jobfacts import JobFacts, PairFacts, differences
+from lavatar.platform.jobfacts import JobFacts, PairFacts, changed_keys
 from lavatar.platform.jobparts import (
     Room,
     draw_pair,
@@ -138,7 +138,7 @@ def _difference(each: Compared) -> Html:
 
 def _recipes(jobs: tuple[JobFacts, JobFacts]) -> Html:
     names = [f"{job.job.id} ({job.job.recipe_name})" for job in jobs]
-    rows = differences(jobs[0].job.recipe, jobs[1].job.recipe)
+    rows = changed_keys(jobs[0].job.recipe, jobs[1].job.recipe)
     shared = {view.stage.key for view in jobs[0].views} & {view.stage.key for view in jobs[1].views}
     common = [view.name for view in jobs[0].views if view.stage.key in shared]
     said = tag("p", f"Stages that both jobs share: {', '.join(common) or 'none'}.")
@@ -198,7 +198,7 @@ def comparison_answer(first: JobFacts, second: JobFacts, room: Room) -> dict[str
         }
         for both in matched(first, second)
     ]
-    changed = differences(first.job.recipe, second.job.recipe)
+    changed = changed_keys(first.job.recipe, second.job.recipe)
     return {
         "jobs": [first.job.id, second.job.id],
         "states": [first.job.state, second.job.state],

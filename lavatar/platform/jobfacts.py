@@ -17,6 +17,7 @@ from lavatar.platform.finished import stage_in
 from lavatar.platform.home import Home
 from lavatar.platform.imported import imported_figures, is_imported
 from lavatar.platform.lookup import StageView
+from lavatar.platform.recorded import differences
 from lavatar.platform.registry import Registry, now
 from lavatar.platform.report import pair_results, preview_of
 from lavatar.platform.samples import Sample, newest_samples
@@ -181,16 +182,13 @@ def _level(text: str) -> str:
     return "waiting" if text.startswith(WAITING) else ""
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Key, value here, value there of everything in which two recipes differ, but for their names."""
-    flat = [{k: v for k, v in flatten(recipe).items() if k != "name"} for recipe in (first, second)]
-    keys = dict.fromkeys((*flat[0], *flat[1]))
-    return [(k, _value(flat[0], k), _value(flat[1], k)) for k in keys if _value(flat[0], k) != _value(flat[1], k)]
-
-
-def _value(flat: Mapping[str, Any], key: str) -> str:
-    """As --set takes it; a dash where there is none."""
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "–"
+def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, value here, value there of everything in which two recipes differ, but for their names: as --set takes it, a
+    dash where there is none."""
+    flat = [
+        {k: json.dumps(v, ensure_ascii=False) for k, v in flatten(r).items() if k != "name"} for r in (first, second)
+    ]
+    return [(key, here or "–", there or "–") for key, (here, there) in differences(*flat).items()]
 
 
 def named_recipe(job: Job) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from lavatar.inference.chart import chart
 from lavatar.inference.document import Html, grid, joined, table, tag
 from lavatar.inference.tables import NONE, main_figures, tables
 from lavatar.platform.curves import TOTAL, PhaseCurves
-from lavatar.platform.jobfacts import JobFacts, PairFacts, differences, named_recipe
+from lavatar.platform.jobfacts import JobFacts, PairFacts, changed_keys, named_recipe
 from lavatar.platform.jobparts import (
     MOST_STILLS,
     Room,
@@ -121,7 +121,7 @@ def _recipe(facts: JobFacts) -> Html:
     if named is None:
         first = tag("p", f"This lavatar has no recipe {job.recipe_name} to compare with.")
     else:
-        rows = differences(named, job.recipe)
+        rows = changed_keys(named, job.recipe)
         header = ("key", f"recipe {job.recipe_name}", "this job")
         same = tag("p", f"Recipe {job.recipe_name} as it comes, without a change.")
         first = grid(header, rows, caption="Changed values", words=True) if rows else same

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, literal, or_, select
 from sqlalchemy.orm import aliased
 
 from lavatar.contracts import StageKind
-from lavatar.errors import UnknownJobError
+from lavatar.platform.ids import by_id
 from lavatar.platform.registry import Registry, patiently
 from lavatar.platform.states import State
 from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobPair, JobStage, Stage
@@ -39,20 +39,19 @@ def get_stages(registry: Registry, keys: Collection[str]) -> Sequence[Stage]:
         return session.scalars(select(Stage).where(Stage.key.in_(list(keys)))).all()
 
 
-@patiently
 def get_job(registry: Registry, job_id: str) -> Job:
     """The job of that id, or of the only id that begins so. Raises UnknownJobError."""
+    return by_id(job_id, jobs_beginning(registry, job_id), "job", "Look them up with: lavatar jobs list")
+
+
+@patiently
+def jobs_beginning(registry: Registry, text: str) -> list[tuple[str, Job]]:
+    """Jobs by their ids, those that may begin so."""
+    if not text.isascii():  # a database takes no text that is none
+        return []
     with registry.read() as session:
-        begun = select(Job).where(Job.id.startswith(job_id, autoescape=True))
-        jobs = list(session.scalars(begun)) if job_id.isascii() else []
-    exact = [job for job in jobs if job.id == job_id]
-    if exact or len(jobs) == 1:
-        return (exact or jobs)[0]
-    if jobs:
-        raise UnknownJobError(
-            f"{job_id!r} begins {len(jobs)} jobs' ids", f"Write more of it: {', '.join(j.id for j in jobs)}"
-        )
-    raise UnknownJobError(f"there is no job {job_id!r}", "Look them up with: lavatar jobs list")
+        begun = session.scalars(select(Job).where(Job.id.startswith(text, autoescape=True)).order_by(Job.id))
+        return [(job.id, job) for job in begun]
 
 
 @patiently

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavatar.contracts import measures_time
-from lavatar.errors import JobError, UnknownJobError, UsageError
+from lavatar.errors import JobError, UsageError
 from lavatar.platform import lookup, provenance
 from lavatar.platform.home import Home
+from lavatar.platform.ids import by_id
 from lavatar.platform.imported import is_imported
 from lavatar.platform.lookup import StageView
 from lavatar.platform.machine import MACHINE_TAG
@@ -65,18 +66,20 @@ ASKED = ("recipe", "seeds", "code", "packages", "machine", "environment", "data"
 
 
 def find(home: Home, registry: Registry, text: str) -> Named:
-    """The run of that name. Raises UsageError, UnknownJobError where there is none, or more than one."""
+    """The run of that name. Raises UsageError, UnknownJobError where there is none, or more than one, JobError where it
+    has no run in MLflow."""
     job_id, slash, stage_name = text.partition("/")
     if slash:
         return _of_stage(registry, lookup.get_job(registry, job_id), stage_name)
-    found = [*_jobs(registry, text), *_runs(home, registry, text)]
-    exact = [each for each in found if text in (each.run_id, each.job.id if each.job and not each.stage else None)]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
-    if found:
-        titles = ", ".join(f"{each.title} ({each.run_id[:8]})" for each in found[:8])
-        raise UsageError(f"{text!r} begins the ids of {len(found)} runs: {titles}", "Write more of it.")
-    raise UnknownJobError(f"there is no job or run {text!r}", f"{NAMES} Look up jobs with: lavatar jobs list")
+    things: list[tuple[str, Job | Run]] = [*lookup.jobs_beginning(registry, text), *_runs(home, text)]
+    found = by_id(text, things, "job or run", f"{NAMES} Look up jobs with: lavatar jobs list", _title)
+    if isinstance(found, Job):
+        return Named(f"job {found.id}", _tracked(found.mlflow_run_id, f"job {found.id}", found), found)
+    return _named(registry, found)
+
+
+def _title(own: str, thing: Job | Run) -> str:
+    return f"job {own}" if isinstance(thing, Job) else f"{thing.info.run_name} ({own[:8]})"
 
 
 def _of_stage(registry: Registry, job: Job, name: str) -> Named:
@@ -101,18 +104,11 @@ def _tracked(run_id: str | None, title: str, job: Job) -> str:
     return run_id
 
 
-def _jobs(registry: Registry, text: str) -> list[Named]:
-    begun = [job for job in lookup.list_jobs(registry) if text and job.id.startswith(text)]
-    if len(begun) == 1:
-        _tracked(begun[0].mlflow_run_id, f"job {begun[0].id}", begun[0])
-    return [Named(f"job {job.id}", job.mlflow_run_id, job) for job in begun if job.mlflow_run_id]
-
-
-def _runs(home: Home, registry: Registry, text: str) -> list[Named]:
-    """Those of this home whose MLflow id begins so."""
+def _runs(home: Home, text: str) -> list[tuple[str, Run]]:
+    """By their MLflow ids those of this home that may begin so."""
     if not re.fullmatch(r"[0-9a-f]{4,32}", text):
         return []
-    return [_named(registry, run) for run in runs_of(home) if run.info.run_id.startswith(text)]
+    return [(run.info.run_id, run) for run in runs_of(home) if run.info.run_id.startswith(text)]
 
 
 def _named(registry: Registry, run: Run) -> Named:

@@ -25,9 +25,10 @@ from lavatar.configs.recipe import Recipe, load_recipe, with_values
 from lavatar.configs.space import Domain, Point, Space
 from lavatar.configs.sweep import Mode, Scheduler, Search
 from lavatar.contracts import StageKind
-from lavatar.errors import DataError, StageBusyError, UnknownJobError, UsageError
+from lavatar.errors import DataError, StageBusyError, UsageError
 from lavatar.platform.benchmark_budget import with_steps
 from lavatar.platform.home import Home
+from lavatar.platform.ids import by_id
 from lavatar.platform.planning import METHOD_VERSION, Person, digest
 from lavatar.platform.preparing import kind_of
 from lavatar.training.files import write_json
@@ -140,14 +141,8 @@ def _again(folder: Path) -> str:
 
 def find(home: Home, name: str) -> Path:
     """The folder of the sweep of that id, or of the only id that begins so. Raises UnknownJobError."""
-    found = [folder for folder in folders(home) if name and folder.name.startswith(name)]
-    exact = [folder for folder in found if folder.name == name]
-    if exact or len(found) == 1:
-        return (exact or found)[0]
-    if found:
-        names = ", ".join(folder.name for folder in found)
-        raise UnknownJobError(f"{name!r} begins {len(found)} sweeps' ids", f"Write more of it: {names}")
-    raise UnknownJobError(f"there is no sweep {name!r:.80}", "Look them up with: lavatar sweep list")
+    found = [(folder.name, folder) for folder in folders(home)]
+    return by_id(name, found, "sweep", "Look them up with: lavatar sweep list")
 
 
 def folders(home: Home) -> list[Path]:

@@ -19,6 +19,7 @@ from lavatar.contracts import Event, StageKind, StageResult
 from lavatar.errors import FaceError, Interrupted, JobError, ShardError, StageBusyError, StageFailedError, StorageError
 from lavatar.platform import execution, jobs, ledger, lookup
 from lavatar.platform.home import Home
+from lavatar.platform.ids import by_id
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
@@ -486,9 +487,23 @@ def test_jobs_are_found_by_the_beginning_of_their_id(world: tuple[Home, Registry
     assert lookup.get_job(registry, plan.job_id[:4]).id == plan.job_id
     with pytest.raises(ledger.UnknownJobError, match="no job 'zzz'"):
         lookup.get_job(registry, "zzz")
-    run_job(office(home, registry, FakeRunner()), make_plan(home, "A", "C"))
-    with pytest.raises(ledger.UnknownJobError, match="begins 2 jobs"):
-        lookup.get_job(registry, "")
+    for other in ("", plan.job_id.upper(), "%", "_" * 10):
+        with pytest.raises(ledger.UnknownJobError, match="there is no job"):
+            lookup.get_job(registry, other)
+
+
+def test_an_id_is_whole_or_begins_one_alone() -> None:
+    things = [("ab", 1), ("abc", 2), ("b1", 3), *((f"c{i}", i) for i in range(20))]
+    assert [by_id(text, things, "job", "look") for text in ("ab", "abc", "b")] == [1, 2, 3]
+    with pytest.raises(ledger.UnknownJobError, match=r"'a' begins the ids of 2: ab, abc\n") as caught:
+        by_id("a", things, "job", "look")
+    assert caught.value.hint == "Write more of the job's id."
+    with pytest.raises(ledger.UnknownJobError, match=r"'c' begins the ids of 20: C0 0, .*, C7 7, …\n"):
+        by_id("c", things, "job", "look", lambda own, thing: f"{own.upper()} {thing}")
+    for text in ("", "d", "abcd"):
+        with pytest.raises(ledger.UnknownJobError, match=f"there is no job '{text}'") as caught:
+            by_id(text, things, "job", "look")
+        assert caught.value.hint == "look"
 
 
 def _meets_damage(handle: FakeHandle) -> StageResult:
