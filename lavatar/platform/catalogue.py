@@ -103,17 +103,20 @@ class Registered:
 
 
 class Catalogue:
-    """What the model registry holds of lavatar's models, read once."""
+    """What the model registry holds of lavatar's models, read once; with `name` of that one alone, and then nothing
+    tells whether its versions are stale."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client: MlflowClient, name: str | None = None) -> None:
         self._client = client
+        self._wanted = None if name is None else f"name = '{name}'"
 
     @cached_property
     def models(self) -> dict[str, Registered]:
         """By name."""
-        found = {model.name: model for model in pages(self._client.search_registered_models) if _ours(model.name)}
+        wanted, search = {"filter_string": self._wanted}, self._client
+        found = {model.name: model for model in pages(search.search_registered_models, **wanted) if _ours(model.name)}
         versions: dict[str, list[ModelVersion]] = {name: [] for name in found}
-        for version in pages(self._client.search_model_versions):
+        for version in pages(search.search_model_versions, **wanted):
             if version.name in versions:
                 versions[version.name].append(version)
         champions = {name: _stage_of_champion(model, versions[name]) for name, model in found.items()}

@@ -1,8 +1,8 @@
-"""What finished jobs left: the newest models and datasets of an avatar or a pair, for reenact and evaluate."""
+"""What finished jobs left: the models and datasets of an avatar or a pair, for reenact and evaluate (choosing.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from lavatar.platform.tables import Job, Stage
 
 @dataclass(frozen=True)
 class Finished:
-    """Folders of one job's results; `pair` and `actor_data` are None when only the avatar was asked for. An imported
-    model has no datasets: nothing but `evaluate` needs them."""
+    """Folders of one job's results, and the key of the stage that trained the model; `pair` and `actor_data` are None
+    when only the avatar was asked for. An imported model has no datasets: nothing but `evaluate` needs them."""
 
     job: str
     recipe: Recipe
@@ -31,19 +31,39 @@ class Finished:
     avatar_data: Path | None
     pair: Path | None = None
     actor_data: Path | None = None
+    stage: str = ""
 
 
-def find_avatar(registry: Registry, home: Home, avatar: str, *, frames: bool = False) -> Finished:
+@dataclass(frozen=True)
+class Only:
+    """Of the models of an avatar or a pair: the one that this stage trained, those of this job."""
+
+    stage: str | None = None
+    job: Job | None = None
+
+
+ANY = Only()
+
+
+def find_avatar(registry: Registry, home: Home, avatar: str, *, frames: bool = False, only: Only = ANY) -> Finished:
     """The avatar's newest model; with `frames` one that was trained here comes before one that was imported. Raises
     JobError, saying what to submit, when there is none."""
-    stage, job = _newest(registry, home, (StageKind.AVATAR,), avatar, None, frames)
+    stage, job = _newest(registry, home, (StageKind.AVATAR,), avatar, None, frames, only)
     data = stage_in(registry, job, StageKind.PREPROCESS, avatar)
-    return Finished(job.id, recipe_of(registry, job), release_dir(home.absolute(stage.out_dir)), _folder(home, data))
+    return Finished(
+        job.id,
+        recipe_of(registry, job),
+        release_dir(home.absolute(stage.out_dir)),
+        _folder(home, data),
+        stage=stage.key,
+    )
 
 
-def find_pair(registry: Registry, home: Home, avatar: str, actor: str, *, frames: bool = False) -> Finished:
+def find_pair(
+    registry: Registry, home: Home, avatar: str, actor: str, *, frames: bool = False, only: Only = ANY
+) -> Finished:
     """The pair's newest model with the avatar it was trained for; `frames` as above."""
-    stage, job = _newest(registry, home, (StageKind.PAIR, StageKind.SHARED), avatar, actor, frames)
+    stage, job = _newest(registry, home, (StageKind.PAIR, StageKind.SHARED), avatar, actor, frames, only)
     head = stage_in(registry, job, StageKind.AVATAR, avatar)
     assert head is not None, f"job {job.id} has no avatar {avatar}"
     data_a, data_b = (stage_in(registry, job, StageKind.PREPROCESS, name) for name in (avatar, actor))
@@ -55,20 +75,22 @@ def find_pair(registry: Registry, home: Home, avatar: str, actor: str, *, frames
         _folder(home, data_a),
         pair_release(StageKind(stage.kind), home.absolute(stage.out_dir), *keys),
         _folder(home, data_b),
+        stage.key,
     )
 
 
 def _newest(
-    registry: Registry, home: Home, kinds: tuple[StageKind, ...], avatar: str, actor: str | None, frames: bool
+    registry: Registry,
+    home: Home,
+    kinds: tuple[StageKind, ...],
+    avatar: str,
+    actor: str | None,
+    frames: bool,
+    only: Only,
 ) -> tuple[Stage, Job]:
-    digests: dict[str, str | None] = {}
-    for name in (avatar, actor):
-        subject = find_subject(registry, name) if name else None
-        digests[name or ""] = subject.digest if subject else None
     imported: tuple[Stage, Job] | None = None
-    for stage in lookup.latest_stages(registry, kinds, avatar, actor, digests):
-        job = lookup.job_of(registry, stage.key, avatar, actor)
-        if job is not None and released(home, stage):
+    for stage, job in _trained(registry, kinds, avatar, actor, only):
+        if released(home, stage):
             if not frames or stage_in(registry, job, StageKind.PREPROCESS, avatar):
                 return stage, job
             imported = imported or (stage, job)
@@ -81,6 +103,21 @@ def _newest(
     raise JobError(
         f"there is no finished model of {what}", f"Make it: lavatar submit --avatar {avatar} --actor {actor or 'ACTOR'}"
     )
+
+
+def _trained(
+    registry: Registry, kinds: tuple[StageKind, ...], avatar: str, actor: str | None, only: Only
+) -> Iterator[tuple[Stage, Job]]:
+    """The finished stages that trained such models, the newest first, each with a job that has it under these names."""
+    digests: dict[str, str | None] = {}
+    for name in (avatar, actor):
+        subject = find_subject(registry, name) if name else None
+        digests[name or ""] = subject.digest if subject else None
+    for stage in lookup.latest_stages(registry, kinds, avatar, actor, digests):
+        if only.stage in (None, stage.key):
+            job = lookup.job_of(registry, stage.key, avatar, actor, only.job.id if only.job else None)
+            if job is not None:
+                yield stage, job
 
 
 def released(home: Home, stage: Stage) -> bool:

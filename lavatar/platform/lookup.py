@@ -133,12 +133,14 @@ def latest_stages(
 
 
 @patiently
-def job_of(registry: Registry, key: str, avatar: str, actor: str | None) -> Job | None:
-    """The newest job of these names that contains the stage."""
+def job_of(registry: Registry, key: str, avatar: str, actor: str | None, job_id: str | None = None) -> Job | None:
+    """The newest job of these names that contains the stage; with `job_id` that one or none."""
     query = select(Job).join(JobStage, JobStage.job_id == Job.id).join(JobPair, JobPair.job_id == Job.id)
     query = query.where(JobStage.stage_key == key, JobPair.avatar == avatar)
     if actor is not None:
         query = query.where(JobPair.actor == actor)
+    if job_id is not None:
+        query = query.where(Job.id == job_id)
     with registry.read() as session:
         return session.scalars(query.order_by(Job.created.desc(), Job.id)).first()
 

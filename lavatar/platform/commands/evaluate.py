@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavatar.errors import JobError, LavatarError, UsageError
-from lavatar.platform.commands.options import json_option
+from lavatar.platform.commands.options import choice_options, json_option
 from lavatar.platform.home import Home, working_in
-from lavatar.platform.output import answer, answer_json, reserved
+from lavatar.platform.output import answer, answer_json, note, reserved
 
 if TYPE_CHECKING:
     from lavatar.platform.finished import Finished
@@ -29,22 +29,26 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder for index.html, metrics.json and table.txt (default: outputs/evaluation in the home).",
 )
+@choice_options
 @json_option
-def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool) -> None:
+def evaluate(
+    avatar: str, actor: str | None, folder: Path | None, version: str | None, job: str | None, as_json: bool
+) -> None:
     """Measure a finished avatar or pair again, on the frames held out of training.
 
-    Beside the results stand the mean and the nearest training frame. Expressions are reported as correlation (r),
-    amplitude (result ÷ truth) and error. index.html shows the best, median and worst frames.
+    Measured is the champion of the registered models, the newest where there is none. Beside the results stand the mean
+    and the nearest training frame. Expressions are reported as correlation (r), amplitude (result ÷ truth) and error.
+    index.html shows the best, median and worst frames.
     """
     from lavatar.inference.tables import as_text
-    from lavatar.platform.finished import find_avatar, find_pair
+    from lavatar.platform.choosing import Choice, Chooser
     from lavatar.platform.progress import open_display
     from lavatar.platform.registry import open_registry
 
     home = Home.from_environment()
     registry = open_registry(home)
-    wanted = (registry, home, avatar)
-    found = find_avatar(*wanted, frames=True) if actor is None else find_pair(*wanted, actor, frames=True)
+    chosen = Chooser(registry, home, avatar, actor, note, frames=True).choose(Choice(version, job))
+    found = chosen.found
     folder = (folder or home.evaluation_dir(avatar, actor)).absolute()
     if folder.exists() and not folder.is_dir():
         raise UsageError(
@@ -65,10 +69,10 @@ def evaluate(avatar: str, actor: str | None, folder: Path | None, as_json: bool)
             display.close()
         if as_json:
             paths = {name: str(path) for name, path in files.items()}
-            shown = {"job": found.job, "avatar": avatar, "actor": actor, "metrics": metrics, "notes": notes}
+            shown = {"job": found.job, "model": chosen.model, "avatar": avatar, "actor": actor, "notes": notes}
             answer_json({**shown, "folder": str(folder), **paths, "metrics": metrics, "metrics_file": paths["metrics"]})
         else:
-            lines = [f"models of job {found.job}", "", as_text(metrics), *(f"note: {note}" for note in notes)]
+            lines = [chosen.text, "", as_text(metrics), *(f"note: {note}" for note in notes)]
             answer("\n".join([*lines, "", f"page    {files['page']}", f"metrics {files['metrics']}"]))
 
 

@@ -56,6 +56,8 @@ def import_(file: Path, renamed: str | None, as_json: bool) -> None:
         how = "is" if done.new else "is already"
         answer(f"{file} {how} {done.model} version {done.version}\nSHA-256 {done.sha256}")
         if done.actor:
-            answer(f"use it: lavatar reenact --avatar {done.avatar} --actor {done.actor} --video VIDEO -o OUT.mp4")
+            which = f" --version {done.version}" if done.version > 1 else ""  # the first became the champion
+            people = f"--avatar {done.avatar} --actor {done.actor}{which}"
+            answer(f"use it: lavatar reenact {people} --video VIDEO -o OUT.mp4")
         else:
             answer(f'use it: mlflow.pyfunc.load_model("models:/{done.model}/{done.version}")')

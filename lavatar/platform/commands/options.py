@@ -15,6 +15,14 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(function)
 
 
+def choice_options(function: F) -> F:
+    """--version and --job: which of the models of an avatar or a pair (choosing.py)."""
+    version = "A version of the registered model: its number, or an alias such as latest (default: champion)."
+    job = "The model that this job trained, registered or not; the beginning of its id is enough."
+    function = click.option("--job", metavar="JOB", help=job)(function)
+    return click.option("--version", metavar="N|ALIAS", help=version)(function)
+
+
 def recipe_options(default: str | None) -> Callable[[F], F]:
     """--recipe and --set."""
 

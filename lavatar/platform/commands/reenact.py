@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from lavatar.errors import UsageError
-from lavatar.platform.commands.options import json_option
+from lavatar.platform.commands.options import choice_options, json_option
 from lavatar.platform.home import Home, working_in
-from lavatar.platform.output import answer, answer_json, reserved
+from lavatar.platform.output import answer, answer_json, note, reserved
 
 
 @click.command()
@@ -18,13 +18,17 @@ from lavatar.platform.output import answer, answer_json, reserved
 @click.option("--actor", required=True, metavar="NAME", help="The person in the video.")
 @click.option("--video", required=True, type=click.Path(path_type=Path), help="What the actor does.")
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The mp4 to write.")
+@choice_options
 @json_option
-def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> None:
+def reenact(
+    avatar: str, actor: str, video: Path, out: Path, version: str | None, job: str | None, as_json: bool
+) -> None:
     """Drive an avatar by any video of its actor.
 
-    Uses the newest finished model of the pair (lavatar submit makes it). The video's sound is kept.
+    Uses the champion of the pair's registered models (lavatar submit makes them), the newest where there is none. The
+    video's sound is kept.
     """
-    from lavatar.platform.finished import find_pair
+    from lavatar.platform.choosing import Choice, Chooser
     from lavatar.platform.progress import DisplaySink, open_display
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import require_file
@@ -36,7 +40,8 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
         raise UsageError(f"{out} is the driving video itself", "Choose another output file.")
     home = Home.from_environment()
     registry = open_registry(home)
-    found = find_pair(registry, home, avatar, actor)
+    chosen = Chooser(registry, home, avatar, actor, note).choose(Choice(version, job))
+    found = chosen.found
     assert found.pair is not None
     with reserved(), working_in(home):
         home.fetch(found.avatar, found.pair)
@@ -57,9 +62,9 @@ def reenact(avatar: str, actor: str, video: Path, out: Path, as_json: bool) -> N
         finally:
             display.close()
         if as_json:
-            answer_json({"job": found.job, "video": str(written.path), **asdict(written), "path": str(written.path)})
+            known = {"job": found.job, "model": chosen.model, "video": str(written.path)}
+            answer_json({**known, **asdict(written), "path": str(written.path)})
         else:
             sound = "with sound" if written.has_audio else "no sound"
-            answer(
-                f"{out}: {written.frames} frames, {written.width}×{written.height}, {written.duration:.1f} s, {sound}"
-            )
+            size = f"{written.frames} frames, {written.width}×{written.height}, {written.duration:.1f} s, {sound}"
+            answer(f"{out}: {size}\nby {chosen.text}")
