@@ -199,7 +199,7 @@ def test_what_a_sweep_needs_has_a_page_with_its_trials(world: World, actor: str 
     plan = prepare(world.home, sweep.id, people[0], people[1] if actor else None, sweep.base())
     world.run(plan)
     text, _ = job_page(facts(world, plan))
-    assert ("A driven by B" if actor else "<title>A") + ": what the trials of a sweep need" in text
+    assert ("A driven by B" if actor else "<title>avatar A") + ": what the trials of a sweep need" in text
     folder = sweeps.store(world.home, sweep)
     board = TrialBoard(folder, sweep, Recorder(), NoTracker(world.home, print))  # type: ignore[arg-type]
     for name, rate, psnr in (("a", 0.1, 21.0), ("b", 0.5, 23.0)):
