@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 import sys
@@ -20,6 +19,7 @@ import pytest
 
 from lavatar.configs.recipe import Recipe, load_recipe
 from lavatar.contracts import Event, MetricSinkFactory, StageKind, StageResult, StageSpec, VideoSource
+from lavatar.datasets import shards
 from lavatar.errors import Interrupted
 from lavatar.platform import planning, registering
 from lavatar.platform.execution import Office
@@ -92,8 +92,10 @@ def finish(handle: FakeHandle) -> StageResult:
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     handle.emit(Event(spec.name, done=1, total=2, unit="steps"))
     if spec.kind is StageKind.PREPROCESS:
-        manifest = {"frames": 10, "train": 9, "eval": 1, "dropped": [{"frame": 3, "reason": "no face"}]}
-        (spec.out_dir / "manifest.json").write_text(json.dumps(manifest))
+        shards.write_manifest(spec.out_dir, shards.Manifest(
+            digest="d", subject="s", kind="video", frames=10, train=9, eval=1, fps=25.0, portrait_size=64, face_size=48,
+            tars=[], dropped=[{"frame": 3, "reason": "no face"}],
+        ))  # fmt: skip
         return StageResult({"manifest": spec.out_dir / "manifest.json"}, notes=("1 frame dropped",))
     if spec.kind is StageKind.PREVIEW:
         for name in ("preview.mp4", "still.png", "metrics.json"):

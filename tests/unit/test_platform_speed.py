@@ -91,6 +91,7 @@ def test_operations_are_counted_in_multiplications_and_additions() -> None:
     assert operations(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
+@pytest.mark.slow
 def test_every_row_of_the_models_is_measured_beside_its_reference(toys: None, lavatar: Lavatar) -> None:
     code, out, err = lavatar("bench", "train-avatar", "train-pair", "render", "--seconds", "0", "--json")
     assert code == 0, err
@@ -107,6 +108,7 @@ def test_every_row_of_the_models_is_measured_beside_its_reference(toys: None, la
     assert "train-pair: pair 3" in err, "it says how far it is"
 
 
+@pytest.mark.slow
 def test_a_ratio_below_the_baseline_fails(toys: None, lavatar: Lavatar, tmp_path: Path) -> None:
     """A baseline is written, made better by hand, and then really not met."""
     saved = tmp_path / "saved.json"
