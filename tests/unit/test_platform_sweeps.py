@@ -94,7 +94,7 @@ def test_the_job_of_an_avatars_sweep_is_called_after_the_avatar(
     code, _, err = lavatar("report", job, "-o", home / "page.html")
     assert code == 0, err
     page = (home / "page.html").read_text()
-    assert "<h1>avatar ann</h1>" in page
+    assert "<h1>avatar ann: what the trials of a sweep need</h1>" in page
     assert "driven by" not in page
     assert lavatar("jobs", "delete", job)[1] == f"deleted job {job} (ann)\n"
 
