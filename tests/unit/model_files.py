@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inference_files import FACE, RECIPE, make_avatar_release, make_pair_release
 from mlflow import MlflowClient
 from platform_fakes import METRICS, Body, FakeHandle, FakeRunner, Recorder, finish, fresh, make_plan, office
 
-from lavatar.contracts import StageResult
+from lavatar.contracts import StageKind, StageResult
+from lavatar.platform.about import About, Someone
 from lavatar.platform.catalogue import Catalogue, Version
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
+from lavatar.platform.modelregistry import Release, avatar_model_name, pair_model_name, register
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry
-from lavatar.platform.tracking import connect
+from lavatar.platform.tracking import Tracker, connect
 
 
 def figures(lpips: float = 0.05, psnr: float = 30.0, error: float = 0.4) -> dict[str, Any]:
@@ -40,6 +43,29 @@ def measures(**values: float) -> Body:
         return StageResult(result.artefacts, figures(**values))
 
     return preview
+
+
+PEOPLE = {"avatar": Someone(name="ann", digest="1" * 64), "actor": Someone(name="bob", digest="2" * 64)}
+KNOWN = {"job": "j", "lavatar": "0", "created": "today", "recipe": RECIPE.model_dump(mode="json")}
+
+
+def register_untrained(home: Home, folder: Path) -> Tracker:
+    """An avatar (ann) and a pair (ann driven by bob) in the model registry, as a job registers them; their releases are
+    made in `folder`."""
+    folders = {"avatar": make_avatar_release(folder / "a"), "pair": make_pair_release(folder / "p")}
+    tracker, size = Tracker(home, print), RECIPE.avatar.image_size
+    about = {
+        "avatar": About(kind="avatar", avatar=PEOPLE["avatar"], stage="a" * 64, **KNOWN),
+        "pair": About(kind="pair", **PEOPLE, stage="b" * 64, **KNOWN),
+    }
+    for name, kind, given, pair in (
+        (avatar_model_name("ann"), StageKind.AVATAR, {"avatar": folders["avatar"]}, None),
+        (pair_model_name("ann", "bob"), StageKind.PAIR, folders, ("ann", "bob")),
+    ):
+        key = about[kind.value].stage
+        release = Release(kind, key, name, given, size, FACE, pair=pair, about=about[kind.value])
+        assert register(home, tracker, release, None, print) == 1
+    return tracker
 
 
 @pytest.fixture(scope="session")

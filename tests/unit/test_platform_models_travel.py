@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lavatar.contracts import StageKind
 from lavatar.platform import lookup, modelimport
-from lavatar.platform.about import About, Someone, read_about
+from lavatar.platform.about import About, read_about
 from lavatar.platform.finished import find_pair
 from lavatar.platform.home import Home
 from lavatar.platform.modelfile import MEMBERS, unpack_model_file, write_model_file
@@ -29,6 +29,7 @@ from lavatar.training.files import file_digest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from inference_files import FACE, RECIPE, make_avatar_release, make_pair_release
+from model_files import KNOWN, PEOPLE, register_untrained
 from outside import changed, only_our_errors
 from platform_fakes import either
 from video_files import write_drawn_head
@@ -37,8 +38,6 @@ __all__ = ["either"]
 
 Lavatar = Callable[..., tuple[int, str, str]]
 PAIR, AVATAR = pair_model_name("ann", "bob"), avatar_model_name("ann")
-PEOPLE = {"avatar": Someone(name="ann", digest="1" * 64), "actor": Someone(name="bob", digest="2" * 64)}
-KNOWN = {"job": "j", "lavatar": "0", "created": "today", "recipe": RECIPE.model_dump(mode="json")}
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +47,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Home:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         home = Home(folder / "home").ensure()
-        folders = {"avatar": make_avatar_release(folder / "a"), "pair": make_pair_release(folder / "p")}
-        tracker, size = Tracker(home, print), RECIPE.avatar.image_size
-        about = {
-            "avatar": About(kind="avatar", avatar=PEOPLE["avatar"], stage="a" * 64, **KNOWN),
-            "pair": About(kind="pair", **PEOPLE, stage="b" * 64, **KNOWN),
-        }
-        for name, kind, given, pair in (
-            (AVATAR, StageKind.AVATAR, {"avatar": folders["avatar"]}, None),
-            (PAIR, StageKind.PAIR, folders, ("ann", "bob")),
-        ):
-            key = about[kind.value].stage
-            release = Release(kind, key, name, given, size, FACE, pair=pair, about=about[kind.value])
-            assert register(home, tracker, release, None, print) == 1
+        tracker = register_untrained(home, folder)
         tracker.client.update_model_version(PAIR, "1", "# ann driven by bob\n\nGood to 20°.")
         tracker.client.set_model_version_tag(PAIR, "1", "lavatar.job", "j")
         tracker.client.set_model_version_tag(PAIR, "1", "lavatar.figure.cross/psnr", "21.5")
