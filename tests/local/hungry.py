@@ -36,13 +36,15 @@ class Limit:
     group: Path | None = None
     watched: bool = False  # by Ray, which gives the machine only so much and looks now and then
     sample: int = SAMPLE
+    from_step: int = FROM_STEP
+    room: int = ROOM
 
     def hold(self) -> None:
         """This process from now on: by its address space (allocations fail), or by a group of the kernel's (it is
         killed)."""
         if self.watched:
             return
-        more = int(self.samples * self.sample * 1.01) + ROOM
+        more = int(self.samples * self.sample * 1.01) + self.room
         if self.group is None:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
@@ -80,7 +82,7 @@ def eating(losses: Callable[[Any, int], Any], limit: Limit) -> Callable[[Any, in
 
     def eat(batch: Any, step: int) -> Any:
         nonlocal held
-        if step == FROM_STEP or (step > FROM_STEP and not limit.watched):
+        if step == limit.from_step or (step > limit.from_step and not limit.watched):
             if not held:
                 limit.hold()
                 held = True

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,13 @@ class Lavatar:
         return (self.home.parent / "stderr.txt").read_text()[-3000:]
 
     def submit(self, avatar: str, actor: str, *extra: str, **changes: Any) -> tuple[str, ...]:
-        toy = {**TOY, **{key.replace("__", "."): value for key, value in changes.items()}}
-        settings = [part for key, value in toy.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-        return ("submit", "--avatar", avatar, "--actor", actor, *settings, *extra)
+        return ("submit", "--avatar", avatar, "--actor", actor, *_settings(changes), *extra)
+
+    def submit_pairs(self, pairs: Sequence[tuple[str, str]], *extra: str, **changes: Any) -> tuple[str, ...]:
+        """The same of a file of (avatar, actor)."""
+        file = self.home.parent / "pairs.yaml"
+        file.write_text("".join(f"- {{avatar: {avatar}, actor: {actor}}}\n" for avatar, actor in pairs))
+        return ("submit", "--pairs", str(file), *_settings(changes), *extra)
 
     def stage(self, name: str) -> Stage | None:
         registry = open_registry(Home(self.home))
@@ -111,6 +115,12 @@ class Lavatar:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _settings(changes: Mapping[str, Any]) -> list[str]:
+    """--set of everything that makes a job a toy, and of `changes` (section__key)."""
+    toy = {**TOY, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [part for key, value in toy.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_files import INTERVAL, STEPS, Moment, Story, nothing_left, same_as_undisturbed, story
+from fault_files import INTERVAL, STEPS, Moment, Near, Story, nothing_left, same_as_undisturbed, same_curves, story
 from submit_files import Lavatar
 
+from lavatar.cluster.memory import PARTS
 from lavatar.platform import ledger, lookup
 from lavatar.platform.home import Home
 from lavatar.platform.leases import Owner
@@ -105,3 +106,23 @@ def test_what_was_not_taken_up_or_runs_on_is_seen(lavatar: Lavatar, undisturbed:
     finally:
         orphan.kill()
         orphan.wait()
+
+
+def test_what_is_only_near_is_told_from_what_is_not() -> None:
+    near = Near(("a/", "p/x/"), {"a/": 20, "p/x": 0}, relative=0.01, absolute=0.001)
+    curve = {10: 1.0, 20: 0.5, 30: 0.25}
+    same_curves("a", {"x": {**curve, 30: 0.2501}, f"{PARTS}.a.after": {0: 1.0}}, {"x": curve}, near)
+    for wrong in ({**curve, 20: 0.50001}, {**curve, 30: 0.26}, {10: 1.0, 20: 0.5}):
+        with pytest.raises(AssertionError):
+            same_curves("a", {"x": wrong}, {"x": curve}, near)
+    for stage, more in (("a", "y"), ("b", f"{PARTS}.a.after")):
+        with pytest.raises(AssertionError):
+            same_curves(stage, {"x": curve, more: curve}, {"x": curve}, near)
+    with pytest.raises(AssertionError):
+        same_curves("p", {"y": {**curve, 30: 0.2501}}, {"y": curve}, near)
+    same_curves("p", {"x": {**curve, 20: 0.5001}}, {"x": curve}, near)
+    figures = {"n": 3, "psnr": 20.0, "of": [0.5, None], "name": "x"}
+    assert near.stages == {"a", "p"}
+    assert near.same({**figures, "psnr": 20.1, "of": [0.5009, None], PARTS: {}}, figures)
+    for wrong in ({"psnr": 20.3}, {"n": 4}, {"of": [0.5]}, {"of": [0.5, 0.1]}, {"name": "y"}, {"more": 1}):
+        assert not near.same({**figures, **wrong}, figures)

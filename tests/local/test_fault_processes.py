@@ -13,7 +13,17 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_files import Story, at_checkpoint, new_home, nothing_left, process_of, same_as_undisturbed, small_job, until
+from fault_files import (
+    Story,
+    at_checkpoint,
+    new_home,
+    nothing_left,
+    process_of,
+    same_as_undisturbed,
+    small_job,
+    small_job_of,
+    until,
+)
 from submit_files import LIMIT, Lavatar, descendants
 
 pytestmark = pytest.mark.slow  # a whole job each
@@ -59,9 +69,9 @@ def test_a_killed_driver_takes_all_with_it_and_resume_goes_on(lavatar: Lavatar, 
 
 
 def test_a_pair_that_fails_leaves_the_others_finished(tmp_path: Path, undisturbed: Story) -> None:
-    """Its training worker is killed, and no restart is allowed; a retry makes what is missing."""
+    """Of a file of pairs: its training worker is killed, and no restart is allowed; a retry makes what is missing."""
     lavatar = new_home(tmp_path, "ann", "bob", "cyd")
-    driver = lavatar.start(*small_job(lavatar, "--actor", "cyd", resources__max_failures=0))
+    driver = lavatar.start(*small_job_of(lavatar, ("ann", "bob"), ("ann", "cyd"), resources__max_failures=0))
     try:
         until(lambda: process_of(lavatar, "pair:ann<-bob", "training worker"), lavatar)
         os.kill(process_of(lavatar, "pair:ann<-bob", "training worker") or 0, signal.SIGKILL)

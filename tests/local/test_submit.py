@@ -30,10 +30,10 @@ def lavatar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lavatar]:
 
 @pytest.fixture(scope="module")
 def result(lavatar: Lavatar) -> dict[str, Any]:
-    """The report of a job whose training worker was killed once."""
+    """The report of a job of a file of pairs, whose training worker was killed once."""
     for seed, name in ((1, "ann"), (2, "bob")):
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
-    process = lavatar.start(*lavatar.submit("ann", "bob", "--json"))
+    process = lavatar.start(*lavatar.submit_pairs([("ann", "bob")], "--json"))
     lavatar.wait_for(process, "avatar:ann", 40)
     training_worker(process.pid).kill()
     out, _ = process.communicate(timeout=300)
@@ -82,6 +82,7 @@ def test_the_video_plays(result: dict[str, Any]) -> None:
 
 
 def test_a_second_submit_runs_no_stage(lavatar: Lavatar, result: dict[str, Any]) -> None:
+    """The same pair by flags is the same job."""
     code, out = lavatar(*lavatar.submit("ann", "bob", "--json"))
     again = json.loads(out)
     assert code == 0

@@ -19,7 +19,10 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import s3_server
+from fault_files import Story, same_as_undisturbed, story
+from repair_files import flip_byte
 from submit_files import LIMIT, Lavatar, descendants
 
 from lavatar.platform.home import Home
@@ -55,9 +58,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report of a job without a store, that nothing disturbed."""
-    return _job(Lavatar(tmp_path_factory.mktemp("plain") / "home"), "bob")
+def undisturbed_here(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Story]:
+    """The report of a job without a store, that nothing disturbed, and what it came to."""
+    lavatar = Lavatar(tmp_path_factory.mktemp("plain") / "home")
+    return _job(lavatar, "bob"), story(lavatar)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +101,21 @@ def _job(lavatar: Lavatar, actor: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_store_that_fails_one_request_in_five_is_not_noticed(
-    plain: dict[str, Any], report: dict[str, Any], first: Lavatar, faulty: s3_server.Faulty
+    undisturbed_here: tuple[dict[str, Any], Story],
+    report: dict[str, Any],
+    first: Lavatar,
+    faulty: s3_server.Faulty,
+    s3: s3_server.S3,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    plain, whole = undisturbed_here
+    for name, value in {**first.environment, **s3.environment}.items():
+        monkeypatch.setenv(name, value)
+    same_as_undisturbed(first, whole)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    store, keys = Home(first.home).store(), {stage["key"] for stage in report["stages"]}
+    assert store is not None
+    assert store.finished(keys) == keys
     assert report["metrics"] == plain["metrics"]
     assert [(s["name"], s["state"], s["notes"]) for s in report["stages"]] == [
         (s["name"], s["state"], s["notes"]) for s in plain["stages"]
@@ -147,7 +164,15 @@ def test_another_node_reads_the_models(second: Lavatar, report: dict[str, Any]) 
 
 @pytest.mark.slow
 def test_another_node_trains_a_pair_of_the_first_one_s_avatar(second: Lavatar, report: dict[str, Any]) -> None:
+    """Although a byte of what it has of the avatar's dataset was turned over on its disk."""
+    (key,) = (stage["key"] for stage in report["stages"] if stage["name"] == "preprocess:ann")
+    tar = second.home / "shards" / key / "00001.tar"
+    whole = tar.read_bytes()
+    flip_byte(tar)
     found = _job(second, "cyd")
+    assert "00001.tar has SHA-256" in second.errors()
+    assert "the store's copy takes its place" in second.errors()
+    assert tar.read_bytes() == whole
     assert [s["name"] for s in found["stages"] if s["cached"]] == ["preprocess:ann", "avatar:ann"]
     assert {s["state"] for s in found["stages"]} == {"finished"}
     (avatar,) = (s for s in found["stages"] if s["name"] == "avatar:ann")
