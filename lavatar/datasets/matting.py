@@ -49,11 +49,6 @@ def open_matting(name: str, size: int = 192, threads: int = 1) -> Matting:
     raise ConfigError(f"there is no matting {name!r}", "Use preprocess.matting rvm, mediapipe or alpha.")
 
 
-def matting_weights(name: str) -> tuple[str, ...]:
-    """Names of the pretrained files that a matting's result depends on."""
-    return {"rvm": ("rvm",), "mediapipe": ("selfie_segmenter",)}.get(name, ())
-
-
 class RobustVideoMatting:
     """Robust Video Matting (Lin et al. 2022) by onnxruntime: recurrent, so it wants a few frames to settle."""
 

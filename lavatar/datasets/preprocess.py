@@ -20,13 +20,11 @@ import numpy as np
 
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, EventSink, ParallelMap, Split, VideoSource
-from lavatar.datasets import crops, matting, shards, tracking, tracks, video, weights
+from lavatar.datasets import crops, matting, shards, tracks, video, weights
+from lavatar.datasets.digest import dataset_digest, file_digest, matting_weights
 from lavatar.datasets.solve import FrameJob, Solved, solve, statistics
 from lavatar.datasets.tracks import Segment, TrackedVideo
 from lavatar.errors import ConfigError, Interrupted, ShardError, StorageError
-
-VERSION = 2
-"""Raised when the same video and configuration would give other samples than before."""
 
 WORK = ".work"
 """Folder inside a dataset's in which tars are made until all are whole; beside each whole one stands its entry."""
@@ -45,21 +43,6 @@ class WriteJob:
     portrait_transform: tuple[tuple[float, ...], ...]
     out_dir: Path
     config: PreprocessConfig
-
-
-def dataset_digest(source: VideoSource, config: PreprocessConfig) -> str:
-    """Content address: video bytes (or seed), configuration, weights, schema. The subject's name does not enter."""
-    used: tuple[str, ...] = ()
-    if source.path is not None:
-        used = tracking.tracker_weights(config.tracker) + matting.matting_weights(config.matting)
-    data = {
-        "schema": shards.SCHEMA,
-        "version": VERSION,
-        "source": video.file_digest(source.path) if source.path is not None else f"synthetic:{source.synthetic_seed}",
-        "config": config.model_dump(mode="json"),
-        "weights": weights.digests(used),
-    }
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def preprocess(
@@ -151,7 +134,7 @@ def _preprocess_video(
     stage: str,
 ) -> shards.Manifest:
     """The two passes and what lies between them."""
-    for name in matting.matting_weights(config.matting):
+    for name in matting_weights(config.matting):
         weights.find(name)  # before the long first pass, not after it
     found = tracks.track_video(path, config, parallel=parallel, events=events, stage=stage)
     solved = solve(found, config)
@@ -189,7 +172,7 @@ def _preprocess_video(
         reprojection_px=solved.reprojection_px,
         has_audio=info.has_audio,
         source={
-            "file": path.name, "sha256": video.file_digest(path), "width": info.width, "height": info.height,
+            "file": path.name, "sha256": file_digest(path), "width": info.width, "height": info.height,
             "codec": info.codec, "rotation": info.rotation, "frames": found.index.frames,
         },
         statistics=statistics(solved),

@@ -25,11 +25,11 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from lavatar.configs.recipe import describe
 from lavatar.contracts import MOST_RATE, MOST_SIDE, FrameMeta
+from lavatar.datasets.digest import SCHEMA
 from lavatar.datasets.picturesize import jpeg_size, png_size
 from lavatar.datasets.tarindex import MemberSpan, members
 from lavatar.errors import ShardError, StorageError
 
-SCHEMA = 2
 MANIFEST = "manifest.json"
 IMAGE, ALPHA, FACE, META = "image.jpg", "alpha.png", "face.jpg", "meta.json"
 MOST_META, MOST_MANIFEST = 2**20, 2**26

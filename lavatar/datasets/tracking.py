@@ -77,11 +77,6 @@ def open_tracker(name: str, mode: Literal["video", "image"] = "video", device: s
     raise ConfigError(f"there is no tracker {name!r} for pictures", "Set preprocess.tracker to mediapipe.")
 
 
-def tracker_weights(name: str) -> tuple[str, ...]:
-    """Names of the pretrained files that a tracker's result depends on."""
-    return {"mediapipe": ("face_landmarker",), "face_alignment": ("fan_2d", "s3fd")}.get(name, ())
-
-
 class MediapipeTracker:
     """MediaPipe Face Landmarker, and the face detector inside the same file to count faces.
 

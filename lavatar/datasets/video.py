@@ -7,7 +7,6 @@ Frames are RGB uint8, HWC, rotated as the file says they should be shown.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,15 +68,6 @@ class FrameIndex:
         """Mean rate; a variable frame rate has no other."""
         last = self.time(len(self.stamps) - 1) if self.stamps else 0.0
         return (len(self.stamps) - 1) / last if last > 0 else 0.0
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, hex."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(f"{path}: {error.strerror}", "Check the path and its permissions.") from error
 
 
 def probe(path: Path) -> VideoInfo:

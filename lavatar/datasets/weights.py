@@ -18,12 +18,13 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from lavatar.datasets.weights_table import WEIGHTS, Weight
 from lavatar.errors import StorageError, WeightsError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Progress = Callable[[str, int, int], None]
 """name, bytes so far, bytes in all"""
@@ -141,6 +142,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     8-byte little-endian length, JSON header padded with spaces to 8 bytes, then the raw float32 arrays.
     """
+    import numpy as np  # planning a job asks for digests only, and should not wait for it
+
     header: dict[str, Any] = {}
     offset = 0
     for name, array in tensors.items():

@@ -13,11 +13,11 @@ from lavatar.cluster.resources import Machine, Node, share_of
 from lavatar.errors import ConfigError, UsageError
 from lavatar.platform import ledger, lookup
 from lavatar.platform.home import HOME_VARIABLE, Home
-from lavatar.platform.jobs import store_job
 from lavatar.platform.planning import Plan
 from lavatar.platform.provenance import COMMAND_VARIABLE, command_line
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
+from lavatar.platform.storejob import store_job
 
 HANDED = "handed to the cluster"
 """How the event begins that says so."""

@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterator
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import leases, ledger, lookup
 from lavatar.platform.execution import STOPS, Execution, Office
-from lavatar.platform.home import Home
 from lavatar.platform.inputs import data_of
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
-from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
+from lavatar.platform.planning import Plan, PlannedStage
 from lavatar.platform.registering import Registrar, models_of, outstanding
 from lavatar.platform.registry import Registry
 from lavatar.platform.signals import terminate_as_interrupt
 from lavatar.platform.states import State
+from lavatar.platform.storejob import store_job
 from lavatar.platform.tables import Job
 from lavatar.platform.titles import actor_or_none
-from lavatar.platform.tracking import Tracker, experiment_name
-from lavatar.platform.uploads import upload
+from lavatar.platform.tracking import Tracker
 
 SILENT_SHARE = 2 / 3
 """Of a lease: how long the registry may be silent before what runs is stopped. The rest is for stopping."""
@@ -48,32 +47,6 @@ def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
     job = ledger.claim_job(registry, plan.job_id, office.owner)
     with _ending(office, plan.job_id), _Heartbeat(registry, office.owner, plan.job_id) as pulse:
         _run_claimed(office, plan, job, todo, pulse)
-
-
-def store_job(
-    registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None], priority: int | None = None
-) -> list[PlannedStage]:
-    """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
-    keys = [stage.key for stage in plan.stages]
-    store = home.store()
-    if store is not None:
-        store.check()
-    ledger.release_dead(registry)
-    for lost in ledger.reopen_lost(registry, home, keys):
-        where = "not in the store: it is stored, or" if store else "gone: it is"
-        warn(f"the files of {lost.name} are {where} done again")
-    done = ledger.finished(registry, home, keys)
-    todo = [stage for stage in plan.stages if stage.key not in done]
-    if todo:
-        require_weights(todo)
-        home.require_space(space_needed(todo, plan.people))
-        if store is not None:
-            for person in plan.people.values():
-                upload(registry, store, person.source)
-    ledger.store_plan(registry, home, plan, experiment_name(plan.avatar, plan.actor), priority)
-    stages = lookup.job_stages(registry, plan.job_id)
-    done -= {view.stage.key for view in stages if view.stage.state != State.FINISHED}  # freed while we looked
-    return [stage for stage in plan.stages if stage.key not in done]
 
 
 def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage], pulse: _Heartbeat) -> None:

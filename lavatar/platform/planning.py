@@ -18,6 +18,7 @@ from typing import Any
 from lavatar.configs.recipe import Recipe
 from lavatar.configs.resources import StageResources
 from lavatar.contracts import StageKind, StageSpec, VideoSource
+from lavatar.datasets.digest import dataset_digest, preprocess_weights
 from lavatar.errors import ConfigError, UsageError, WeightsError
 
 METHOD_VERSION: Mapping[StageKind, int] = {
@@ -27,7 +28,7 @@ METHOD_VERSION: Mapping[StageKind, int] = {
     StageKind.PREVIEW: 3,
 }
 """Raised when the code of a stage comes to give another result from the same configuration. Preprocessing has its
-schema version instead (lavatar.datasets.preprocess.dataset_digest)."""
+schema version instead (lavatar.datasets.digest.dataset_digest)."""
 
 _PAIR_SECTIONS = ("ynet", "ynet_loss", "ynet_training", "mapping", "mapping_training", "pair_learning")
 
@@ -233,15 +234,13 @@ class Builder:
         self._dump = recipe.model_dump(mode="json")
 
     def preprocess(self, person: Person) -> PlannedStage:
-        from lavatar.datasets.preprocess import dataset_digest
-
         if self._recipe.preprocess.tracker == "synthetic" and not person.synthetic:
             raise ConfigError(
                 f"preprocess.tracker is synthetic, but {person.name!r} is a video",
                 "Leave it at mediapipe: synthetic subjects need no tracker and take none.",
             )
         key = dataset_digest(person.source, self._recipe.preprocess)
-        weights = preprocess_weights(person, self._recipe)
+        weights = preprocess_weights(person.source, self._recipe.preprocess)
         name = f"preprocess:{person.name}"
         return self.stage(StageKind.PREPROCESS, name, key, {}, (), {"subject": person.source}, weights)
 
@@ -358,16 +357,6 @@ def listed(names: Sequence[str], most: int = 100) -> str:
     """Each name once, in one line of at most `most` characters."""
     text = ", ".join(dict.fromkeys(names))
     return text if len(text) <= most else f"{text[: most - 3].rpartition(',')[0]}, …"
-
-
-def preprocess_weights(person: Person, recipe: Recipe) -> tuple[str, ...]:
-    """The pretrained files that preprocessing this subject needs."""
-    if person.synthetic:
-        return ()
-    from lavatar.datasets.matting import matting_weights
-    from lavatar.datasets.tracking import tracker_weights
-
-    return (*tracker_weights(recipe.preprocess.tracker), *matting_weights(recipe.preprocess.matting))
 
 
 def weights_present(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import or_, select
 
 from lavatar.contracts import VideoSource
+from lavatar.datasets.digest import file_digest
 from lavatar.errors import DataError, NameError_, StageBusyError, UnknownSubjectError, UsageError
 from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import owner_alive
@@ -58,7 +59,7 @@ def describe_video(name: str, path: Path) -> Subject:
     Raises UsageError where there is no file to read, VideoError where what is in it is no video or not all of one.
     """
     from lavatar.datasets.container import require_whole
-    from lavatar.datasets.video import file_digest, probe
+    from lavatar.datasets.video import probe
 
     path = path.expanduser().absolute()
     require_file(path)
@@ -201,8 +202,6 @@ def require_unchanged(subject: Subject) -> None:
     stat = path.stat()
     if (stat.st_size, stat.st_mtime_ns) == (subject.size, subject.modified_ns):
         return
-    from lavatar.datasets.video import file_digest
-
     if file_digest(path) != subject.digest:
         raise DataError(
             f"the video of subject {subject.name!r} has changed since it was added: {path}",

@@ -125,6 +125,13 @@ SHOWN = (
 )  # fmt: skip
 
 
+def yardstick() -> float:
+    """Seconds of processor time in which a process of this machine imports what such a command needs most."""
+    before = processor_seconds()
+    subprocess.run([sys.executable, "-c", "import sqlalchemy.orm"], check=True, timeout=LIMIT)
+    return processor_seconds() - before
+
+
 def processor_seconds() -> float:
     """Of all commands that have ended: a busy machine lengthens their time, this hardly."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -136,10 +143,13 @@ def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[st
     for seed, name in enumerate(("ann", "bob", "cyd")):
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
     submit = lavatar.submit("ann", "bob", "--actor", "cyd", "--detach", "--json", avatar_training__steps=SLOW_AVATAR)
+    usual = 0.8
+    slower = max(1.0, yardstick() / usual)
     before = processor_seconds()
     code, out = lavatar(*submit)
     assert code == 0, lavatar.errors()
-    assert processor_seconds() - before < 3, "it returns in three seconds where it has a processor to itself"
+    took = processor_seconds() - before
+    assert took < 3 * slower, f"three seconds where it has a processor to itself; this one is {slower:.1f} times slower"
     answer = json.loads(out)
     job = answer["job"]
     assert answer["ray_job"] == job
@@ -194,7 +204,7 @@ def test_a_job_that_the_cluster_does_not_begin_is_told(lavatar: Lavatar, cluster
     assert head.submit(lavatar.home, current, "lost", "sleep 15; exit 3", {}) == "lost"
     assert head.submissions(lavatar.home, current, "lost")[-1].going
     assert stranded(home, registry, "lost") is None, "it may still begin"
-    assert waiting(home, registry) == ["lost"]
+    assert "lost" in waiting(home, registry)
     assert lavatar("cluster", "down")[0] == 1
     assert "jobs are running or about to: lost" in lavatar.errors()
     assert lavatar("jobs", "logs", "-f", "lost")[0] == 1

@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
-import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,13 +49,11 @@ def plain_digest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use_plain_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same outside of a test."""
-    module = types.ModuleType("lavatar.datasets.preprocess")
 
     def dataset_digest(source: VideoSource, config: object) -> str:
         return hashlib.sha256(f"{source.path} {source.synthetic_seed} {config}".encode()).hexdigest()
 
-    module.dataset_digest = dataset_digest  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lavatar.datasets.preprocess", module)
+    monkeypatch.setattr("lavatar.platform.planning.dataset_digest", dataset_digest)
 
 
 def person(name: str, seed: int) -> Person:

@@ -18,8 +18,9 @@ import pytest
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, NullSink, VideoSource
 from lavatar.datasets import pose, shards, tracks
+from lavatar.datasets.digest import dataset_digest
 from lavatar.datasets.driver import track_driver
-from lavatar.datasets.preprocess import dataset_digest, preprocess, serial
+from lavatar.datasets.preprocess import preprocess, serial
 from lavatar.datasets.salvage import remains, take_apart
 from lavatar.datasets.weights import WEIGHTS
 from lavatar.errors import FaceError, Interrupted, ShardError, StorageError, VideoError, WeightsError

@@ -14,6 +14,7 @@ import torch
 from lavatar.contracts import EXPRESSIONS, FrameMeta
 from lavatar.datasets import tracking
 from lavatar.datasets import weights as weights_room
+from lavatar.datasets.digest import tracker_weights
 from lavatar.datasets.meter import MediapipeMeter, noise_of
 from lavatar.errors import ConfigError, WeightsError
 from tests.unit.video_files import clip_of
@@ -165,7 +166,7 @@ def test_face_alignment_tracker_without_its_files_or_with_others(known_stand_ins
     missing = tmp_path / "one"
     missing.mkdir()
     for name in ("fan_2d", "s3fd"):
-        assert name in tracking.tracker_weights("face_alignment")
+        assert name in tracker_weights("face_alignment")
         weight = weights_room.WEIGHTS[name]
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(weights_room.WEIGHTS, name, replace(weight, sha256="0" * 64))
@@ -202,7 +203,7 @@ def test_official_names_carry_the_start_of_the_digest() -> None:
     """torch.hub's convention, by which the package itself would check them."""
     from torch.hub import HASH_REGEX
 
-    for name in tracking.tracker_weights("face_alignment"):
+    for name in tracker_weights("face_alignment"):
         weight = weights_room.WEIGHTS[name]
         start = HASH_REGEX.search(weight.file)
         assert start is not None

@@ -22,11 +22,12 @@ from lavatar.platform import jobs, ledger, lookup, planned, planning
 from lavatar.platform.deletion import delete_job
 from lavatar.platform.garbage import Item, freed, garbage
 from lavatar.platform.home import Home, working_in
-from lavatar.platform.jobs import run_job, store_job
+from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
 from lavatar.platform.modelregistry import Release, register
 from lavatar.platform.planning import Plan
 from lavatar.platform.registry import Registry, hold_stages, now
+from lavatar.platform.storejob import store_job
 from lavatar.platform.subjects import add_subject, remove_subject
 from lavatar.platform.tables import Artefact, Dataset, Event, JobStage, Stage, Subject
 from lavatar.platform.tracking import Tracker, connect
@@ -252,7 +253,7 @@ def test_a_video_is_freed_when_its_person_and_their_jobs_are_gone(
         add_subject(registry, subjects[name])
     people = [planned.person(subject) for subject in subjects.values()]
     plan = planning.plan(home.root, home.out_dir, [(people[0], people[1])], tiny())
-    monkeypatch.setattr(jobs, "require_weights", lambda stages: None)
+    monkeypatch.setattr("lavatar.platform.storejob.require_weights", lambda stages: None)
     for _ in range(2):
         store_job(registry, home, plan, print)
     digests = {name: subject.digest for name, subject in subjects.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lavatar.cluster.results import read_result, write_result
-from lavatar.contracts import Event, StageKind, StageResult
+from lavatar.contracts import Event, StageKind, StageResult, StageSpec
 from lavatar.errors import FaceError, Interrupted, JobError, ShardError, StageBusyError, StageFailedError, StorageError
 from lavatar.platform import execution, jobs, ledger, lookup
 from lavatar.platform.home import Home
@@ -350,6 +350,11 @@ def test_a_second_submit_is_refused_while_the_first_lives_and_takes_over_when_it
     assert (row.state, row.attempts) == ("finished", 2)
 
 
+def idle(spec: StageSpec) -> FakeHandle:
+    """The handle of a stage whose thread leaves its folder alone."""
+    return FakeHandle(spec, None, lambda _: StageResult({}))
+
+
 def _other_job(home: Path, plan: Plan, go: threading.Event) -> Owner:
     """Another living process' hold on the shared avatar stage."""
     registry = open_registry(Home(home))
@@ -357,7 +362,7 @@ def _other_job(home: Path, plan: Plan, go: threading.Event) -> Owner:
     ledger.store_plan(registry, Home(home), plan, "x")
     for stage in plan.stages[:2]:
         ledger.claim_stage(registry, stage.key, owner, "other")
-        ledger.finish_stage(registry, Home(home), stage.spec, owner, finish(FakeHandle(stage.spec, None, finish)))
+        ledger.finish_stage(registry, Home(home), stage.spec, owner, finish(idle(stage.spec)))
     ledger.claim_stage(registry, plan.stages[2].key, owner, "other")
     return owner
 
@@ -379,7 +384,7 @@ def test_a_stage_that_another_job_runs_is_waited_for(
         while ("avatar:A", "waiting") not in desk.display.states and time.monotonic() < deadline:  # type: ignore[attr-defined]
             time.sleep(0.02)
         if end is State.FINISHED:
-            result = finish(FakeHandle(avatar.spec, None, finish))
+            result = finish(idle(avatar.spec))
             ledger.finish_stage(registry, home, avatar.spec, owner, result)
         else:
             ledger.end_stage(registry, avatar.key, owner, end, "loss is not finite", "lower the rate")
