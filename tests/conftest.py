@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, configuration, settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a script's background: what is tested inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two threads in each of two processes wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if shutil.which("nvidia-smi") is None:  # without a GPU Triton interprets its kernels; it asks once, when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
