@@ -16,6 +16,7 @@ from lavatar.contracts import Event, EventSink
 from lavatar.datasets import shards
 from lavatar.errors import ShardError
 from lavatar.platform import ledger
+from lavatar.platform.belonging import strangers
 from lavatar.platform.findings import Finding, Place
 from lavatar.platform.home import size_of
 from lavatar.platform.planning import release_dir
@@ -153,6 +154,8 @@ def _checkpoints(at: Examined, phase: Path) -> Iterator[Finding]:
 
 def _gone(place: Place, stages: list[Stage]) -> Iterator[Finding]:
     """Finished stages of which something is missing."""
+    if strangers(place.registry, place.home):
+        return  # they lie elsewhere
     finished = [stage for stage in stages if stage.state == State.FINISHED]
     there = ledger.finished(place.registry, place.home, [stage.key for stage in finished])
     for stage in finished:

@@ -26,6 +26,7 @@ from lavatar.errors import DataError, JobError, NameError_, UsageError
 from lavatar.masking import masked
 from lavatar.platform import ledger
 from lavatar.platform.about import About, Someone, read_about
+from lavatar.platform.belonging import belong
 from lavatar.platform.champions import crown
 from lavatar.platform.home import Home
 from lavatar.platform.lineage import AVATAR_STAGE_TAG, JOB_TAG, PARENT_TAG, PREVIEW_RUN_TAG, PREVIEW_TAG
@@ -98,8 +99,10 @@ class _Model:
 def import_model(home: Home, registry: Registry, file: Path, renamed: str | None) -> Imported:
     """The model in `file`, made usable in this home; `renamed`: NAME or AVATAR:ACTOR instead of the names in it.
 
-    Raises DataError for a file that is damaged or was changed, UsageError where its names cannot be used here.
+    Raises DataError for a file that is damaged or was changed, UsageError where its names cannot be used here,
+    StorageError where the registry's results lie in another home.
     """
+    belong(registry, home)
     with (
         exclusive(home.root / "import.lock"),
         tempfile.TemporaryDirectory(prefix="release-", dir=home.root) as scratch,

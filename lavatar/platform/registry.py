@@ -23,7 +23,7 @@ from lavatar.errors import JobError, LavatarError, StorageError
 from lavatar.platform.home import REGISTRY_VARIABLE, Home
 from lavatar.training.files import exclusive
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision in migrations/versions."""
 
 BUSY_SECONDS = 30.0

@@ -7,7 +7,8 @@ from functools import partial
 
 from lavatar.contracts import EventSink
 from lavatar.errors import LavatarError
-from lavatar.platform import ledger, lookup
+from lavatar.platform import belonging, ledger, lookup
+from lavatar.platform.belonging import strangers
 from lavatar.platform.damage import damaged
 from lavatar.platform.detached import stranded
 from lavatar.platform.findings import Finding, Outcome, Place, mended
@@ -20,11 +21,15 @@ from lavatar.platform.unsent import unsent
 from lavatar.platform.usage import usage_of
 
 
-def inspect(home: Home, events: EventSink, *, repair: bool) -> Iterator[Outcome]:
-    """What is wrong, thing by thing; mended where `repair` and where no living process uses it."""
+def inspect(home: Home, events: EventSink, *, repair: bool, adopt: bool = False) -> Iterator[Outcome]:
+    """What is wrong, thing by thing; mended where `repair` and where no living process uses it.
+
+    `adopt`: other homes that the registry speaks of are lost, and what is not in this one may be made again.
+    """
     registry = open_registry(home)
     place = Place(home, registry, usage_of(home, registry))
     searches: tuple[Callable[[], Iterator[Finding]], ...] = (
+        partial(other_homes, place, adopt),
         partial(stale_leases, registry),
         partial(stranded_jobs, home, registry),
         partial(half_written, place),
@@ -36,6 +41,18 @@ def inspect(home: Home, events: EventSink, *, repair: bool) -> Iterator[Outcome]
     for search in searches:
         for finding in list(search()):
             yield mended(finding) if repair else Outcome(finding)
+
+
+def other_homes(place: Place, adopt: bool) -> Iterator[Finding]:
+    """Homes whose results are in the registry and not here."""
+    for other in strangers(place.registry, place.home):
+        what = f"the registry's results lie in {other}, which this home shares neither disk nor store with"
+        if adopt:
+            mending = "that home counts as lost: what is not in this one is made again when it is needed"
+            yield Finding(what, "registry", mending, partial(belonging.adopt, place.registry, place.home))
+        else:
+            mending = "set LAVATAR_HOME to it, or LAVATAR_STORE on all; if it is lost: lavatar doctor --repair --adopt"
+            yield Finding(what, "registry", mending)
 
 
 def stale_leases(registry: Registry) -> Iterator[Finding]:

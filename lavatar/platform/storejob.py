@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lavatar.platform import ledger, lookup
+from lavatar.platform.belonging import belong
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Plan, PlannedStage, require_weights, space_needed
 from lavatar.platform.registry import Registry
@@ -19,11 +20,13 @@ from lavatar.platform.uploads import upload
 def store_job(
     registry: Registry, home: Home, plan: Plan, warn: Callable[[str], None], priority: int | None = None
 ) -> list[PlannedStage]:
-    """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that."""
+    """Write the job down; what of it is to do. Raises WeightsError, StorageError for what is missing, before that, and
+    StorageError where the registry's results lie in a home that is not this one."""
     keys = [stage.key for stage in plan.stages]
     store = home.store()
     if store is not None:
         store.check()
+    belong(registry, home)
     ledger.release_dead(registry)
     for lost in ledger.reopen_lost(registry, home, keys):
         where = "not in the store: it is stored, or" if store else "gone: it is"

@@ -79,6 +79,20 @@ class Stage(Leased, Base):
         return f"stage {self.name} ({self.key[:8]})"
 
 
+class KnownHome(Base):
+    """A home whose results are in the registry (belonging.py)."""
+
+    __tablename__ = "homes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    host: Mapped[str] = mapped_column(String(200))
+    folder: Mapped[str] = mapped_column(Text)
+    created: Mapped[float] = mapped_column(Float)
+
+    def __str__(self) -> str:
+        return f"{self.folder} on {self.host.partition(' ')[0]}"
+
+
 class Dataset(Base):
     """A finished preprocessing, as its manifest describes it."""
 

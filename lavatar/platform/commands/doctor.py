@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lavatar.errors import UsageError
 from lavatar.platform.commands.options import json_option
 from lavatar.platform.home import Home
 from lavatar.platform.output import answer, answer_json, reserved
@@ -19,8 +20,11 @@ _MARKS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error":
 @click.command()
 @click.option("--ray", is_flag=True, help="Start and stop a local Ray cluster as well (half a minute).")
 @click.option("--repair", is_flag=True, help="Mend what a crash or a bad disk left in the home, and say what was done.")
+@click.option(
+    "--adopt", is_flag=True, help="With --repair: other homes of this registry are lost, it is this one's now."
+)
 @json_option
-def doctor(ray: bool, repair: bool, as_json: bool) -> int:
+def doctor(ray: bool, repair: bool, adopt: bool, as_json: bool) -> int:
     """Check this machine and the home; mend what a crash left.
 
     In the home it looks for stages and jobs whose process died, MLflow runs that nobody ends, values that were never
@@ -31,6 +35,8 @@ def doctor(ray: bool, repair: bool, as_json: bool) -> int:
     """
     from lavatar.platform.doctor import examine
 
+    if adopt and not repair:
+        raise UsageError("--adopt goes with --repair", "Give both, or neither.")
     home = Home.from_environment()
     with reserved():
         checks = examine(home, ray=ray)
@@ -41,7 +47,7 @@ def doctor(ray: bool, repair: bool, as_json: bool) -> int:
                 if check.hint:
                     answer(f"        {check.hint}")
         usable = not any(check.state == "error" and check.name in ("home", "registry") for check in checks)
-        outcomes = _inspect(home, repair, as_json) if usable else []
+        outcomes = _inspect(home, repair, adopt, as_json) if usable else []
         failed = any(check.state == "error" for check in checks) or any(not found.mended for found in outcomes)
         if as_json:
             findings = [found.to_json() for found in outcomes]
@@ -51,14 +57,14 @@ def doctor(ray: bool, repair: bool, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _inspect(home: Home, repair: bool, as_json: bool) -> list[Outcome]:
+def _inspect(home: Home, repair: bool, adopt: bool, as_json: bool) -> list[Outcome]:
     """What is wrong in the home, shown as it is found."""
     from lavatar.platform.progress import DisplaySink, open_display
     from lavatar.platform.repair import inspect
 
     display, outcomes = open_display(), []
     try:
-        for found in inspect(home, DisplaySink(display), repair=repair):
+        for found in inspect(home, DisplaySink(display), repair=repair, adopt=adopt):
             outcomes.append(found)
             if not as_json:
                 _show(found)
