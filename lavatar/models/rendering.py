@@ -6,6 +6,7 @@ Shapes: B batch, R rays, S samples a ray, O channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from lavatar.configs.avatar import AvatarConfig
+from lavatar.models.parts import drawn
 
 Noise = bool | Generator
 """False: none, the same picture every time; True: from torch's own generator; or from the generator given."""
@@ -157,7 +159,5 @@ def composite(weights_BRS: Tensor, color_BORS: Tensor, *, opaque_far: bool) -> t
     return feature_BOR, torch.ones_like(mask_BR) if opaque_far else mask_BR
 
 
-def _random(draw: object, shape: tuple[int, ...], like: Tensor, noise: Noise) -> Tensor:
-    own = {"generator": noise} if isinstance(noise, Generator) else {}
-    result: Tensor = draw(shape, device=like.device, dtype=like.dtype, **own)  # type: ignore[operator]
-    return result
+def _random(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, noise: Noise) -> Tensor:
+    return drawn(draw, shape, like, noise if isinstance(noise, Generator) else None)

@@ -16,6 +16,7 @@ The tag comes with the second champion: of the first one the alias says it.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -113,7 +114,7 @@ def history(tags: Mapping[str, str], champion: int | None) -> list[int]:
 
     `champion` is today's, whom somebody may have made so by other means.
     """
-    past = [int(number) for number in tags.get(HISTORY_TAG, "").split(",") if number.strip().isdigit()]
+    past = [int(number) for number in tags.get(HISTORY_TAG, "").split(",") if re.fullmatch(r" *[0-9]{1,9} *", number)]
     return past if champion is None or past[-1:] == [champion] else [*past, champion]
 
 

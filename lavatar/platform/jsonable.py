@@ -1,7 +1,8 @@
-"""Values as JSON can hold them."""
+"""Values as JSON can hold them, and JSON of others as values."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,3 +22,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def mapping(text: Any) -> dict[str, Any]:
+    """The object in a JSON text, or a mapping as it is. Anything else is an empty one: what lies on a server may have
+    been changed there."""
+    if isinstance(text, Mapping):
+        return dict(text)
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from lavatar.platform import lookup, provenance
 from lavatar.platform.home import Home
 from lavatar.platform.ids import by_id
 from lavatar.platform.imported import is_imported
+from lavatar.platform.jsonable import mapping
 from lavatar.platform.lookup import StageView
 from lavatar.platform.machine import MACHINE_TAG
 from lavatar.platform.registry import Registry
@@ -171,7 +171,7 @@ def _recorded(client: MlflowClient, named: Named) -> Recorded:
         code={name: tags[tag] for name, tag in _CODE.items() if tag in tags},
         packages=provenance.parse_packages(files.get(provenance.PACKAGES, "")),
         machine={k.removeprefix(MACHINE_TAG): v for k, v in tags.items() if k.startswith(MACHINE_TAG)},
-        environment=json.loads(files.get(provenance.ENVIRONMENT, "{}")).get("variables", {}),
+        environment=mapping(mapping(files.get(provenance.ENVIRONMENT)).get("variables")),
         data={**read, **inputs},
         figures={k: v for k, v in run.data.metrics.items() if not measures_time(k)},
     )
@@ -179,7 +179,7 @@ def _recorded(client: MlflowClient, named: Named) -> Recorded:
 
 def _digest(dataset: Any) -> str:
     """Of a dataset; MLflow's own field holds the beginning of it alone."""
-    profile = json.loads(dataset.profile or "{}")
+    profile = mapping(dataset.profile)
     return str(profile.get("digest") or profile.get("sha256") or dataset.digest)
 
 

@@ -7,7 +7,6 @@ one such recipe are one job. A shared network is trained again as a whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from lavatar.platform import lookup
 from lavatar.platform.catalogue import Catalogue, Registered, Version
 from lavatar.platform.finished import known_recipe
 from lavatar.platform.home import Home
+from lavatar.platform.jsonable import mapping
 from lavatar.platform.lineage import SECTIONS_TAG, SHARED_TAG
 from lavatar.platform.modelregistry import CHAMPION, STAGE_TAG, avatar_model_name
 from lavatar.platform.planned import make_plan
@@ -108,9 +108,10 @@ def _recipe(catalogue: Catalogue, model: Registered) -> Recipe:
 def _kept(version: Version, pair: Names) -> Recipe:
     """The recipe that a version was made with."""
     anew = f"Submit the pair anew: lavatar submit --avatar {pair[0]} --actor {pair[1]}"
-    if SECTIONS_TAG not in version.tags:
+    sections = mapping(version.tags.get(SECTIONS_TAG))
+    if not sections:
         raise JobError(f"{version.name} version {version.number} does not say by which recipe it was made", anew)
-    return known_recipe(json.loads(version.tags[SECTIONS_TAG]), f"{version.name} version {version.number}", anew)
+    return known_recipe(sections, f"{version.name} version {version.number}", anew)
 
 
 def _network(registry: Registry, model: Registered) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lavatar.configs.recipe import Recipe
 from lavatar.datasets.coefficients import coefficients
 from lavatar.datasets.loader import BatchSampler, FrameBatch, FrameStore
+from lavatar.models import parts
 from lavatar.models.avatar import LatentAvatar
 from lavatar.models.encoder import AvatarEncoder
 from lavatar.models.encoder_coefficients import CoefficientEncoder
@@ -192,8 +193,15 @@ class AvatarTask:
     def _perceptual(self, drawn_B3ss: Tensor, image_B3ss: Tensor) -> Tensor:
         """VGG(·) of Eq. 4, on the first frames of the batch where the recipe takes only some."""
         assert self.perceptual is not None
-        count = self.learning.perceptual_frames or len(drawn_B3ss)
-        return self.perceptual(drawn_B3ss[:count], image_B3ss[:count])
+        frames = len(drawn_B3ss) * parts.parts()
+        count = min(self.learning.perceptual_frames or frames, frames)
+        here = parts.of_the_first(count, len(drawn_B3ss))
+        if not here:
+            return drawn_B3ss.new_zeros(1)
+        distance_B = self.perceptual(drawn_B3ss[:here], image_B3ss[:here])
+        if count == frames:
+            return distance_B
+        return distance_B * (here * parts.parts() / count)  # the parts' means are averaged
 
     def after_step(self, step: int) -> None:
         """The running mean of the weights follows."""

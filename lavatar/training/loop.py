@@ -21,6 +21,7 @@ from torch import Tensor
 from lavatar.configs.training import TrainingConfig
 from lavatar.contracts import Event, EventSink, MetricSink, NullSink
 from lavatar.errors import ConfigError, Interrupted, TrainingError
+from lavatar.models.parts import part_of_batch
 from lavatar.training import checkpoint as checkpoints
 from lavatar.training.batch import sample_keys, split
 from lavatar.training.checkpoint import Checkpoint
@@ -132,9 +133,13 @@ class _Run:
     def _step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step; the mean of each term."""
         parts = split(self.pace.step(self.batches.batch, step), self.config.accumulation)
+        begun = rng_state(self.engine.device) if len(parts) > 1 else {}
 
         def losses(part: int) -> dict[str, Tensor]:
-            terms = self.task.losses(parts[part], step)
+            if part:
+                set_rng_state(begun, self.engine.device)
+            with part_of_batch(part, len(parts)):
+                terms = self.task.losses(parts[part], step)
             check_finite(terms, f"{self.stage} {self.span.label}".strip(), step, parts[part])
             return terms
 

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import hungry
 from cluster_specs import avatar_spec, dataset_spec, run, small_recipe
 from fault_files import (
-    INLINE,
     INTERVAL,
     Moment,
     Near,
@@ -32,7 +31,6 @@ from fault_files import (
     nothing_left,
     same_as_undisturbed,
     small_job,
-    story,
 )
 from fault_files import STEPS as JOB_STEPS
 from hungry import Limit
@@ -54,15 +52,9 @@ STEPS = 12
 pytestmark = pytest.mark.slow
 
 
-def small_batches() -> Recipe:
-    """A batch of four; without the noise along the rays, of which each part would draw its own."""
-    made = small_recipe(steps=STEPS, batch_size=4)
-    return made.model_copy(update={"avatar": made.avatar.model_copy(update={"sampling": "regular"})})
-
-
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return small_batches()
+    return small_recipe(steps=STEPS, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +201,6 @@ def test_memory_that_runs_out_again_is_a_clear_failure(
     assert [path.name for path in (spec.out_dir / "avatar").iterdir()] == ["step-00000004"]
 
 
-REGULAR = {"avatar__sampling": "regular"}
-"""Points of a ray without noise: each part of a batch would draw its own, another one than the whole batch does."""
 LAST = JOB_STEPS - 2 * INTERVAL
 """The step of the last checkpoint before memory runs out."""
 ROUNDED = Near(
@@ -224,15 +214,6 @@ ROUNDED = Near(
 )  # fmt: skip
 """What follows from twenty steps in smaller parts. Both datasets, the first hundred steps of the avatar and the
 Y-network, which does not know the avatar, are the same to the last bit."""
-
-
-@pytest.fixture(scope="module")
-def regular(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """The job of the tests of faults with regular points, to which nothing happened."""
-    lavatar = new_home(tmp_path_factory.mktemp("regular"))
-    code, _ = lavatar(*small_job(lavatar, *INLINE, **REGULAR))
-    assert code == 0, lavatar.errors()
-    return story(lavatar)
 
 
 def hungry_home(folder: Path, samples: int, step: int) -> Lavatar:
@@ -253,10 +234,10 @@ def told_of_memory(lavatar: Lavatar) -> Line:
     return told
 
 
-def test_a_job_whose_worker_runs_out_of_memory_ends_as_it_should(tmp_path: Path, regular: Story) -> None:
+def test_a_job_whose_worker_runs_out_of_memory_ends_as_it_should(tmp_path: Path, undisturbed: Story) -> None:
     lavatar = hungry_home(tmp_path, samples=1, step=LAST + 6)
     try:
-        code, out = lavatar(*small_job(lavatar, **REGULAR))
+        code, out = lavatar(*small_job(lavatar))
     finally:
         lavatar.kill_what_runs()
     assert code == 0, lavatar.errors()
@@ -265,7 +246,7 @@ def test_a_job_whose_worker_runs_out_of_memory_ends_as_it_should(tmp_path: Path,
     row = lavatar.stage("avatar:ann")
     assert row is not None
     assert (row.attempts, row.metrics[PARTS]) == (1, {"avatar": {"before": 2, "after": 1}})
-    same_as_undisturbed(lavatar, regular, Moment(LAST, told.time), ROUNDED)
+    same_as_undisturbed(lavatar, undisturbed, Moment(LAST, told.time), ROUNDED)
 
 
 def test_a_job_whose_memory_is_too_small_fails_clearly_and_goes_on_with_more(

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,11 @@ from outside import JSON, changed, damaged, only_our_errors
 from lavatar.cluster import head
 from lavatar.cluster.shelf import Shelf
 from lavatar.cluster.store import Store, open_store
+from lavatar.configs.recipe import load_recipe
 from lavatar.contracts import NullSink, StageKind, StageSpec
+from lavatar.platform import champions, recorded, stale
+from lavatar.platform.catalogue import Version
+from lavatar.platform.jsonable import mapping
 from lavatar.platform.leases import marked_alive
 
 KEY = "a" * 64
@@ -120,3 +125,27 @@ def test_any_address_of_a_store_is_opened_or_refused(tmp_path_factory: pytest.Te
         assume("\0" not in text and text.isprintable())  # else it can be no variable of the environment
         patch.setenv("LAVATAR_STORE", text)
         open_store(tmp_path_factory.getbasetemp())
+
+
+@given(text=JSON.map(json.dumps) | st.text() | st.binary() | st.none())
+@example(text="[" * 100_000)
+def test_any_text_of_mlflow_is_a_mapping_or_none(text: Any) -> None:
+    found = mapping(text)
+    assert isinstance(found, dict)
+    dataset = SimpleNamespace(profile=text, digest="d" * 8)
+    assert isinstance(recorded._digest(dataset), str)
+
+
+@given(text=TEXT | st.lists(st.integers(0, 30)).map(lambda numbers: ",".join(map(str, numbers))))
+@example(text="1,²,3")
+@example(text="9" * 5000)
+def test_any_list_of_champions_is_read(text: str) -> None:
+    past = champions.history({champions.HISTORY_TAG: text}, None)
+    assert all(number >= 0 for number in past)
+    assert champions.history({champions.HISTORY_TAG: text}, 7)[-1] == 7
+
+
+@given(text=changed(load_recipe("tiny").model_dump(mode="json")).map(json.dumps) | st.text() | JSON.map(json.dumps))
+def test_the_recipe_of_any_version_is_taken_or_refused(text: str) -> None:
+    with only_our_errors():
+        stale._kept(Version("lavatar-pair-A-B", 1, (), {stale.SECTIONS_TAG: text}, "", "", "", 0.0), ("A", "B"))

@@ -202,6 +202,30 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(store: FrameStore
         assert torch.equal(value, whole[name]), name
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("frames", [0, 1, 3])
+def test_a_batch_in_parts_is_the_same_step(store: FrameStore, tmp_path: Path, parts: int, frames: int) -> None:
+    """With points at random along the rays, noise on the density, and a perceptual term that sees some frames only."""
+
+    def run(count: int) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+        sets = ("avatar.sampling=stratified", "avatar.density_noise=0.5", "avatar_loss.lambda_vgg=0.3")
+        recipe = small(*sets, f"avatar_learning.perceptual_frames={frames}", "avatar_training.steps=1")
+        config = recipe.avatar_training.model_copy(update={"accumulation": count})
+        own = AvatarTask(recipe, store, perceptual=lambda drawn, image: (drawn - image).square().mean((1, 2, 3)))
+        engine = TorchEngine(own.module, build_optimizer(own.param_groups(), own.module, config), config)
+        kept: list[torch.Tensor] = []
+        own.avatar.generator.planes.register_hook(kept.append)
+        found = train(own, config, engine, tmp_path / f"{parts} {count}").losses
+        assert len(kept) == count
+        return found, sum(kept, torch.zeros(())), torch.get_rng_state()
+
+    (whole, gradient, state), (divided, sums, after) = run(1), run(parts)
+    assert whole["vgg"] > 0
+    assert divided == pytest.approx(whole, rel=1e-4)
+    torch.testing.assert_close(sums, gradient, rtol=1e-3, atol=1e-6)
+    assert torch.equal(after, state), "and what is drawn next is the same"
+
+
 def test_every_group_has_its_factor_of_the_rate_and_the_recipes_adam(store: FrameStore) -> None:
     changes = ["rate_planes=4", "rate_basis=3", "rate_encoder=0.5", "rate_pose=0.1", "beta2=0.97", "epsilon=1e-15"]
     task = AvatarTask(small("avatar_training.learning_rate=0.01", *(f"avatar_learning.{c}" for c in changes)), store)
