@@ -119,6 +119,29 @@ def test_secrets_reach_the_workers_and_nothing_that_ray_shows_or_writes(
     assert [path for path in lavatar.home.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
 
 
+@pytest.mark.parametrize("how", [("--detach",), ()], ids=["detached", "foreground"])
+def test_a_job_that_the_cluster_could_never_run_is_refused_before_anything_runs(
+    lavatar: Lavatar, cluster: dict[str, Any], how: tuple[str, ...]
+) -> None:
+    for seed, name in enumerate(("eve", "fay")):
+        lavatar("subjects", "add", "--synthetic", str(seed + 7), name)
+    submit = lavatar.submit("eve", "fay", *how, resources__pair__memory_gb=10000)
+    code, _ = lavatar(*submit)
+    assert code == 2
+    assert "10000" in lavatar.errors()
+    assert "resources.pair.memory_gb" in lavatar.errors()
+    jobs = json.loads(lavatar("jobs", "list", "--json")[1])["jobs"]
+    if how:
+        assert jobs == []
+    else:
+        (job,) = jobs
+        assert job["state"] == "failed"
+        stages = json.loads(lavatar("jobs", "show", job["id"], "--json")[1])["stages"]
+        assert {(stage["state"], stage["attempts"]) for stage in stages} == {("pending", 0)}
+        assert lavatar("jobs", "delete", job["id"])[0] == 0
+    assert list(lavatar.home.glob("shards/*")) == []
+
+
 SHOWN = (
     "/api/jobs/", "/api/v0/jobs?detail=true", "/api/v0/runtime_envs?detail=true", "/api/v0/workers?detail=true",
     "/api/v0/tasks?detail=true",
