@@ -188,7 +188,7 @@ def _figures(registry: Any, plan: Any, gpus: int, seconds: float) -> dict[str, A
     on_gpu = [stage.key for stage in plan.stages if stage.spec.kind in (StageKind.AVATAR, StageKind.PAIR)]
     first, last = min(spans[key][0] for key in on_gpu), max(spans[key][1] for key in on_gpu)
     work = len(on_gpu) * seconds
-    gaps = _gaps([spans[key] for key in on_gpu], gpus)
+    gaps = _gaps([spans[key] for key in on_gpu])
     previews = [
         spans[stage.key][0] - max(spans[need][1] for need in stage.needs)
         for stage in plan.stages
@@ -196,12 +196,12 @@ def _figures(registry: Any, plan: Any, gpus: int, seconds: float) -> dict[str, A
     ]
     return {
         "seconds_a_pair": seconds, "ideal_seconds": work / gpus, "gpu_seconds": last - first,
-        "of_ideal": work / gpus / (last - first), "turnover_seconds": _quantiles(gaps),
-        "preview_after_pair_seconds": _quantiles(previews),
+        "of_ideal": work / gpus / (last - first), "turnover_seconds": _summary(gaps),
+        "preview_after_pair_seconds": _summary(previews),
     }  # fmt: skip
 
 
-def _gaps(spans: list[tuple[float, float]], gpus: int) -> list[float]:
+def _gaps(spans: list[tuple[float, float]]) -> list[float]:
     """How long a GPU stood idle between two stages: each beginning takes the GPU that has been free the longest."""
     free: list[float] = []
     gaps = []
@@ -214,9 +214,11 @@ def _gaps(spans: list[tuple[float, float]], gpus: int) -> list[float]:
     return gaps
 
 
-def _quantiles(values: list[float]) -> dict[str, float]:
+def _summary(values: list[float]) -> dict[str, float]:
+    """Mean, median and 95th percentile, the last two being values that occurred; zeros where there are none."""
     ordered = sorted(values) or [0.0]
-    return {name: ordered[min(len(ordered) - 1, int(q * len(ordered)))] for name, q in (("p50", 0.5), ("p95", 0.95))}
+    at = {name: ordered[min(len(ordered) - 1, int(q * len(ordered)))] for name, q in (("p50", 0.5), ("p95", 0.95))}
+    return {"mean": sum(ordered) / len(ordered), **at}
 
 
 def _timed(command: list[str]) -> float:
