@@ -195,8 +195,9 @@ class Execution:
         if not self._busy or time.monotonic() < self._look_again:
             return
         self._look_again = time.monotonic() + BUSY_POLL_SECONDS
-        for row in lookup.get_stages(self._registry, self._busy):
-            if row.state == State.RUNNING and owner_alive(row):
+        rows, now = lookup.get_stages(self._registry, self._busy), lookup.time_of(self._registry)
+        for row in rows:
+            if row.state == State.RUNNING and owner_alive(row, now):
                 continue
             self._busy.discard(row.key)
             planned = self._waiting.get(row.key)

