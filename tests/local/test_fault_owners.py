@@ -266,11 +266,19 @@ def test_a_pair_submitted_twice_at_the_same_instant_is_made_once(lavatar: Lavata
 
 
 @pytest.mark.slow
-def test_an_owner_that_froze_is_replaced_and_stops_when_it_wakes(tmp_path: Path, undisturbed: Story) -> None:
-    """Two machines, one with a clock an hour ahead. While both are awake only one works."""
-    late = new_home(tmp_path)
-    late.script = (SCRIPT, "near", "0", f"{LEASE}")
-    other = Lavatar(late.home, late.environment, (SCRIPT, "far", f"{HOUR}", f"{LEASE}"))
+@pytest.mark.parametrize(
+    ("database", "ahead"),
+    [("sqlite", (0.0, HOUR)), ("postgresql", (0.0, HOUR)), ("postgresql", (HOUR, 0.0))],
+    indirect=["database"],
+)
+def test_an_owner_that_froze_is_replaced_and_stops_when_it_wakes(
+    tmp_path: Path, undisturbed: Story, database: str, ahead: tuple[float, float]
+) -> None:
+    """Two machines, the clock of the first or of the second an hour ahead. While both are awake only one works."""
+    shared = {"LAVATAR_REGISTRY": os.environ["LAVATAR_REGISTRY"]} if database == "postgresql" else {}
+    late = new_home(tmp_path, **shared)
+    late.script = (SCRIPT, "near", f"{ahead[0]}", f"{LEASE}")
+    other = Lavatar(late.home, late.environment, (SCRIPT, "far", f"{ahead[1]}", f"{LEASE}"))
     try:
         frozen = late.start(*small_job(late, *INLINE))
         moment = at_checkpoint(late, 3)
