@@ -1,4 +1,4 @@
-"""Fig. 4: faces in, portraits of the avatar out. Everything streams: a batch of pictures is in memory, never a video.
+"""Fig. 4: faces in, portraits of the avatar out. Everything streams: batches of pictures are in memory, never a video.
 
 Shapes: B batch, N frames, D code, H portrait side, h face side. Pictures outside the models are uint8 RGB, BHW3.
 """
@@ -6,6 +6,7 @@ Shapes: B batch, N frames, D code, H portrait side, h face side. Pictures outsid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import Event, EventSink, NullSink
 from lavatar.datasets.coefficients import coefficients
 from lavatar.datasets.loader import FrameStore
+from lavatar.inference.ahead import ahead
 from lavatar.inference.audio import AudioSpan
 from lavatar.inference.encode_video import EncodedVideo, constant_rate, write_video
 from lavatar.inference.loading import Avatar, Pair
@@ -151,7 +153,8 @@ def reenact_video(
     fps = frame_rate(clip.indices, clip.times, info.fps)
     start, end = float(clip.times[0]), float(clip.times[-1]) + 1 / fps
     audio = AudioSpan(video, start, end - start) if info.has_audio else None
-    return write_video(out, constant_rate(pictures(), fps), fps, audio, evaluation.crf)
+    with closing(ahead(pictures(), 2 * evaluation.batch_size)) as drawn:
+        return write_video(out, constant_rate(drawn, fps), fps, audio, evaluation.crf)
 
 
 def frame_rate(indices: Sequence[int] | np.ndarray, times: Sequence[float] | np.ndarray, nominal: float) -> float:
