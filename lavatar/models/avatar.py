@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lavatar.configs.avatar import AvatarConfig
 from lavatar.models import rendering
 from lavatar.models.basis import BasisGenerator
+from lavatar.models.blocks import Samples, render_rays
 from lavatar.models.encoder import AvatarEncoder
 from lavatar.models.encoder_coefficients import CoefficientEncoder
 from lavatar.models.encoder_whitened import WhitenedEncoder
@@ -87,7 +88,7 @@ class LatentAvatar(nn.Module):
 
     def _volume_in_parts(self, planes_B3CHH: Tensor, rays: Rays, noise: Noise) -> tuple[Tensor, Tensor]:
         """Without a gradient to keep, some rays at a time: the peak of memory no longer grows with the picture."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self._by_blocks(planes_B3CHH):
             return self.volume(planes_B3CHH, rays, noise)
         count = max(1, POINTS_AT_ONCE // (self.config.samples * planes_B3CHH.shape[0]))
         parts = [
@@ -96,11 +97,18 @@ class LatentAvatar(nn.Module):
         ]
         return torch.cat([f for f, _ in parts], dim=-1), torch.cat([m for _, m in parts], dim=-1)
 
+    def _by_blocks(self, planes_B3CHH: Tensor) -> bool:
+        """Whether blocks.render_rays draws it, which goes by parts itself."""
+        return planes_B3CHH.is_cpu and type(self.radiance) is RadianceMLP and self.radiance.linear_colors
+
     def volume(self, planes_B3CHH: Tensor, rays: Rays, noise: Noise = False) -> tuple[Tensor, Tensor]:
         """Sec. 3.2, volume rendering of any set of rays: I_F as B×O×R and M as B×R."""
         config = self.config
         near_BR, far_BR = rendering.ray_bounds(rays, config)
         depth_BRS, length_BRS = rendering.sample_depths(near_BR, far_BR, config, noise)
+        if self._by_blocks(planes_B3CHH):
+            added_BRS = rendering.density_noise(depth_BRS, config, noise)
+            return render_rays(self.radiance, planes_B3CHH, Samples(*rays, depth_BRS, length_BRS, added_BRS), config)
         points_BRS3 = rays.origin_B13[:, :, None] + depth_BRS[..., None] * rays.direction_BR3[:, :, None]
         feature_BCP = sample_triplane(planes_B3CHH, normalise_points(points_BRS3.flatten(1, 2), config.box))
         stretch_BR1 = rays.direction_BR3.norm(dim=-1, keepdim=True)  # head units per unit of depth

@@ -23,16 +23,16 @@ def encode_direction(direction_BR3: Tensor, frequencies: int) -> Tensor:
 class PointLinear(nn.Linear):
     """A linear layer on channel-first points: B×C×P → B×O×P, so that the tri-plane's output needs no transposition.
 
-    One batched product: on the CPU twice as fast as a convolution of width 1. On a GPU a point's channels lie side by
-    side, as they come from the tri-plane there: the shapes stay, and rows of a plain product are faster (3 times with
-    the gradients).
+    In memory a point's channels lie side by side, as they come from the tri-plane: the shapes stay, and it is one
+    product of plain rows.
     """
 
     def forward(self, x_BCP: Tensor) -> Tensor:
-        if x_BCP.is_cuda:
-            return F.linear(x_BCP.mT, self.weight, self.bias).mT
-        B = x_BCP.shape[0]
-        return torch.baddbmm(self.bias[:, None].expand(B, -1, 1), self.weight.expand(B, -1, -1), x_BCP)
+        return self.rows(x_BCP.mT).mT
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The layer on rows of any shape: …×C → …×O."""
+        return F.linear(x, self.weight, self.bias)
 
 
 class RadianceMLP(nn.Module):
@@ -58,6 +58,11 @@ class RadianceMLP(nn.Module):
             self.view = nn.Linear(view, config.feature_channels, bias=False) if view else None
             self.color_out = PointLinear(config.density_hidden, config.feature_channels)
 
+    @property
+    def linear_colors(self) -> bool:
+        """Whether colour and feature leave the last layer as they are: then compositing may come before that layer."""
+        return not self.sigmoid
+
     def forward(self, feature_BCP: Tensor, direction_BR3: Tensor) -> tuple[Tensor, Tensor]:
         B, _, P = feature_BCP.shape
         R = direction_BR3.shape[1]
@@ -74,9 +79,14 @@ class RadianceMLP(nn.Module):
 
     def _add_view(self, x_BCP: Tensor, direction_BR3: Tensor) -> Tensor:
         """The direction's part of the linear layer, computed once a ray instead of once a point."""
-        if self.view is None:
+        view_BRC = self.seen_from(direction_BR3)
+        if view_BRC is None:
             return x_BCP
         B, C, P = x_BCP.shape
         R = direction_BR3.shape[1]
-        view_BCR1 = self.view(encode_direction(direction_BR3, self.frequencies)).transpose(1, 2)[..., None]
+        view_BCR1 = view_BRC.mT[..., None]
         return (x_BCP.view(B, C, R, P // R) + view_BCR1).reshape(B, C, P)
+
+    def seen_from(self, direction_R3: Tensor) -> Tensor | None:
+        """That part: …R×3 → …R×(width of the layer); None where colours do not depend on the direction."""
+        return None if self.view is None else self.view(encode_direction(direction_R3, self.frequencies))

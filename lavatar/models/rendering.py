@@ -115,10 +115,21 @@ def sample_depths(near_BR: Tensor, far_BR: Tensor, config: AvatarConfig, noise: 
     return near_BR[..., None] + span_BR1 * ((steps + within) / S), (span_BR1 / S).expand(*near_BR.shape, S)
 
 
+def density_noise(like_BRS: Tensor, config: AvatarConfig, noise: Noise) -> Tensor | None:
+    """What is added to the raw density in training; None where nothing is."""
+    if noise is False or not config.density_noise:
+        return None
+    return config.density_noise * _random(torch.randn, like_BRS.shape, like_BRS, noise)
+
+
 def activate_density(density_BRS: Tensor, config: AvatarConfig, noise: Noise) -> Tensor:
     """Raw output of the MLP → σ ≥ 0, per head unit."""
-    if noise is not False and config.density_noise:
-        density_BRS = density_BRS + config.density_noise * _random(torch.randn, density_BRS.shape, density_BRS, noise)
+    added = density_noise(density_BRS, config, noise)
+    return activated(density_BRS if added is None else density_BRS + added, config)
+
+
+def activated(density_BRS: Tensor, config: AvatarConfig) -> Tensor:
+    """Raw density, noise added → σ."""
     shifted = density_BRS + config.density_bias
     active = F.relu(shifted) if config.density_activation == "relu" else F.softplus(shifted)
     return active * config.density_scale

@@ -39,6 +39,11 @@ def sample_triplane(planes_B3CHH: Tensor, points_BP3: Tensor) -> Tensor:
         from lavatar.models.triplane_gpu import sample_triplane_gpu
 
         return sample_triplane_gpu(planes_B3CHH.float(), points_BP3)
+    if points_BP3.is_cpu and not (points_BP3.requires_grad and torch.is_grad_enabled()):
+        from lavatar.models.triplane_cpu import sample_rows
+
+        planes_B3CHH = planes_B3CHH.to(points_BP3.dtype)
+        return torch.stack([sample_rows(*each) for each in zip(planes_B3CHH, points_BP3, strict=True)]).mT
     B, _, C, H, _ = planes_B3CHH.shape
     x_y_z = points_BP3.unbind(dim=-1)  # slices: an index by a list would be copied back point by point in the gradient
     grid_B3P2 = torch.stack([torch.stack([x_y_z[a], x_y_z[b]], dim=-1) for a, b in PLANE_AXES], dim=1)

@@ -8,7 +8,9 @@ vector unit (losses-CAPABILITY.json): on the machine kind that it was "recorded 
 bit, elsewhere to the tolerance.
 
 After an intended change: `LAVATAR_GOLDEN=write python -m pytest tests/golden`, look at the difference, commit it. It
-takes out of the other kinds' records what has changed; until they are written anew they are held to this one.
+takes out of the other kinds' records what has changed; until they are written anew they are held to this one. A change
+that only rounds otherwise leaves those records standing: "before" in their "recorded on" names it, for then nothing is
+equal to the last bit there until they are written anew.
 """
 
 from __future__ import annotations
@@ -66,6 +68,9 @@ CHANGES = {
     ],
 }  # fmt: skip
 """Cases that are not a recipe alone, RECIPE-NAME: what they change in it."""
+SENSITIVE = {"paper-perceptual": 4}
+"""Cases in which rounding grows tenfold a step (features of almost no length are divided by it, and Adam's first steps
+are as long whatever the gradient): how many steps carry over to other machines; of what is released only its norm."""
 CASES += [(name, "avatar") for name in CHANGES]
 
 
@@ -203,7 +208,8 @@ def test_losses_are_as_recorded(name: str, stage: str, stores: dict[Subject, Fra
         assert losses == part(path, prefix)
     assert losses.keys() == part(path, prefix).keys()
     for key, values in losses.items():
-        assert values == close_to(part(path, prefix)[key]), key
+        count = firm(name, key)
+        assert values[:count] == close_to(part(path, prefix)[key][:count]), key
 
 
 def test_a_drift_beyond_the_tolerance_is_seen() -> None:
@@ -212,6 +218,13 @@ def test_a_drift_beyond_the_tolerance_is_seen() -> None:
     assert alike(record, record)
     assert not alike(drifted, record)
     assert not alike({key: record[key] for key in list(record)[1:]}, record)
+
+
+def firm(name: str, key: str) -> int | None:
+    """How many of the figures are held to the tolerance on another kind of machine; None: all."""
+    if name not in SENSITIVE:
+        return None
+    return 1 if "released/" in key else SENSITIVE[name]
 
 
 def close_to(values: list[float]) -> Any:
