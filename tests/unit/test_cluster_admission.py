@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from lavatar.cluster.admission import FORGET_SECONDS, PATIENCE_SECONDS, Queue, Turn, counted
 from lavatar.cluster.resources import Demand, Machine, Node
+from lavatar.cluster.stages import StageRunner
+from lavatar.contracts import StageKind, StageSpec
+from lavatar.platform.home import Home
+
+sys.path.insert(0, str(Path(__file__).parent))
+from platform_fakes import make_plan_of, plain_digest
+
+__all__ = ["plain_digest"]
 
 CPU, GPU, QUARTER = Demand(1), Demand(1, 1), Demand(1, 0.25)
 
@@ -126,6 +140,60 @@ def test_a_large_stage_waits_for_small_ones_only_so_long() -> None:
         cluster.running["small"].pop()
         assert cluster.ask("small", *[GPU] * 90) == []  # from now on it is kept
     assert cluster.ask("large", eight) == [eight]
+
+
+def test_stages_whose_memory_does_not_fit_together_run_one_after_the_other() -> None:
+    cluster, large = Cluster(Node(16, 0, 16)), Demand(1, 0, 10)
+    assert cluster.ask("a", large, large) == [large]
+    assert cluster.ask("b", large) == []
+    assert cluster.ask("b", Demand(1, 0, 6), CPU) == [Demand(1, 0, 6), CPU]  # what needs less, or says nothing, passes
+    assert cluster.ask("a", large) == []
+    assert cluster.ask("b", Demand(1, 0, 0.1)) == [], "the memory is full"
+    cluster.running["b"].clear()
+    assert cluster.ask("b", large) == []
+    cluster.running["a"].pop()
+    cluster.ask("a")
+    assert cluster.ask("b", large) == [large]
+
+
+def runner_of(machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> StageRunner:
+    """A runner before a cluster that is only told of."""
+    monkeypatch.setattr("lavatar.cluster.resources.ray_machine", lambda: machine)
+    runner = StageRunner(folder)
+    queue = Queue(lambda: machine)
+    runner._queue = SimpleNamespace(ask=lambda priority, *counts: queue.ask(Turn("here", priority, *counts)))
+    return runner
+
+
+def pairs_of(folder: Path, *overrides: str) -> list[StageSpec]:
+    """Two pairs of one job, ready to be trained."""
+    plan = make_plan_of(Home(folder), "AB AC", *overrides)
+    return [stage.spec for stage in plan.stages if stage.spec.kind is StageKind.PAIR]
+
+
+@pytest.mark.usefixtures("plain_digest")
+@pytest.mark.parametrize(("memory_gb", "at_once"), [(8.5, 1), (7.5, 2)])
+def test_the_memory_that_a_recipe_names_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_gb: float, at_once: int
+) -> None:
+    runner = runner_of(Machine((Node(16, 0, 16),)), tmp_path, monkeypatch)
+    first, second = pairs_of(tmp_path, f"resources.pair.memory_gb={memory_gb}", "resources.pair.cpus=1")
+    assert runner.admit(0, [first, second], []) == [first.key, second.key][:at_once]
+    assert runner.admit(0, [second], [first]) == [second.key][: at_once - 1]
+    assert runner.admit(0, [second], []) == [second.key]
+
+
+@pytest.mark.usefixtures("plain_digest")
+def test_a_runner_asks_with_the_priority_of_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, asked = runner_of(Machine((Node(16),)), tmp_path, monkeypatch), []
+
+    def ask(priority: int, running: Any, ready: Any) -> list[int]:
+        asked.append(priority)
+        return [0 for _ in ready]
+
+    runner._queue = SimpleNamespace(ask=ask)
+    assert runner.admit(-3, pairs_of(tmp_path), []) == []
+    assert asked == [-3]
 
 
 def test_what_no_longer_fits_at_all_blocks_nobody() -> None:

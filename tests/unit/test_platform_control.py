@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lavatar.contracts import StageKind, StageResult
+from lavatar.cluster import head
+from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import FaceError, JobError, StageFailedError, UnknownSubjectError
 from lavatar.platform import jobs, ledger, lookup
 from lavatar.platform.home import Home
@@ -161,6 +164,80 @@ def test_the_command_line_takes_a_job_up_once(
     assert f"job {plan.job_id} finished" in out
     assert lavatar("jobs", "cancel", plan.job_id)[1] == f"job {plan.job_id} is finished\n"
     assert lavatar("jobs", verb, "nosuch")[0] == 2
+
+
+class Asked(FakeRunner):
+    """Remembers with what priority it was asked whose turn it is."""
+
+    def admit(self, priority: int, ready: Sequence[StageSpec], running: Sequence[StageSpec]) -> list[str]:
+        self.priorities.add(priority)
+        return super().admit(priority, ready, running)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.priorities: set[int] = set()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """In place of the cluster, for the command line."""
+    runner = Asked()
+    monkeypatch.setattr("lavatar.cluster.stages.StageRunner", lambda *args, **options: runner.open())
+    return runner
+
+
+def submit(lavatar: Any, *more: str) -> dict[str, Any]:
+    """A job of two synthetic people; what the command line says of it."""
+    for seed, name in enumerate(("ann", "bob")):
+        lavatar("subjects", "add", "--synthetic", str(seed), name)
+    code, out, err = lavatar(
+        "submit", "--avatar", "ann", "--actor", "bob", "--set", "avatar_loss.lambda_vgg=0", "--json", *more
+    )
+    assert code == 0, err
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def priority_of(lavatar: Any, job: str) -> int:
+    return int(json.loads(lavatar("jobs", "show", job, "--json")[1])["priority"])
+
+
+def test_the_priority_of_a_submit_comes_to_the_queue(lavatar: Any, asked: Asked) -> None:
+    job = submit(lavatar, "--priority", "3")["job"]
+    assert asked.priorities == {3}
+    assert priority_of(lavatar, job) == 3
+    assert submit(lavatar)["job"] == job
+    assert priority_of(lavatar, job) == 3, "as it was"
+    submit(lavatar, "--priority", "-1")
+    assert priority_of(lavatar, job) == -1
+
+
+def test_nothing_said_is_priority_0(lavatar: Any, asked: Asked) -> None:
+    assert priority_of(lavatar, submit(lavatar)["job"]) == 0
+    assert asked.priorities == {0}
+
+
+def test_the_priority_of_a_detached_submit_comes_to_the_queue_of_the_cluster(
+    lavatar: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed over is run here, as the cluster would: the job's priority comes by the registry."""
+    handed: list[list[str]] = []
+
+    def take(root: Path, cluster: head.Head, name: str, command: str, environment: Mapping[str, str]) -> str:
+        handed.append(shlex.split(command))
+        return name
+
+    monkeypatch.setattr(head, "current", lambda root: head.Head("here:1", "http://here", "here"))
+    monkeypatch.setattr(head, "nodes", lambda *args: [{"alive": True, "resources": {"CPU": 8, "memory": 2**34}}])
+    monkeypatch.setattr(head, "submissions", lambda *args: [])
+    monkeypatch.setattr(head, "submit", take)
+    job = submit(lavatar, "--detach", "--priority", "3")["job"]
+    assert (priority_of(lavatar, job), asked.started) == (3, [])
+    ((_, _, module, *words),) = handed
+    assert (module, words) == ("lavatar.platform.cli", ["jobs", "run", job])
+    assert lavatar(*words)[0] == 0
+    assert asked.priorities == {3}
+    assert len(asked.started) == 5
 
 
 def test_a_running_job_is_not_taken_up_twice(lavatar: Any, home: Path) -> None:
