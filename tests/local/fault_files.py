@@ -41,7 +41,7 @@ UNTIMED = re.compile(r'"(seconds|first_step)": [\d.]+,?')
 
 @dataclass(frozen=True)
 class Moment:
-    """When something was broken: the newest checkpoint's step, and the time."""
+    """Right after something was broken: the newest whole checkpoint's step, and the time."""
 
     step: int
     time: float
@@ -112,15 +112,20 @@ def small_job_of(lavatar: Lavatar, *pairs: tuple[str, str], **changes: Any) -> t
     return lavatar.submit_pairs(pairs, "--cold", "--json", **{**SMALL, **changes})
 
 
-def at_checkpoint(lavatar: Lavatar, number: int, phase: str = "avatar") -> Moment:
-    """Waits for so many checkpoints of a training."""
+def at_checkpoint(lavatar: Lavatar, number: int) -> Moment:
+    """Waits for so many checkpoints of the avatar's training."""
+    until(lambda: _newest(lavatar) >= number * INTERVAL, lavatar)
+    return broken(lavatar)
 
-    def newest() -> int:
-        found = lavatar.home.glob(f"checkpoints/*/{phase}/step-*/COMPLETE.json")
-        return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
 
-    until(lambda: newest() >= number * INTERVAL, lavatar)
-    return Moment(newest(), time.time())
+def broken(lavatar: Lavatar) -> Moment:
+    """The moment, to be asked for as soon as what trains is dead."""
+    return Moment(_newest(lavatar), time.time())
+
+
+def _newest(lavatar: Lavatar) -> int:
+    found = lavatar.home.glob("checkpoints/*/avatar/step-*/COMPLETE.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
 
 
 def until(condition: Callable[[], Any], lavatar: Lavatar, seconds: float = LIMIT) -> None:
@@ -228,7 +233,7 @@ def same_as_undisturbed(
             same_curves(name, found.curves[name], curves, near)
     assert set(found.models) >= set(undisturbed.models)
     if fault is not None:
-        _little_repeated(lavatar, fault)
+        little_repeated(lavatar, fault)
     return found
 
 
@@ -252,20 +257,21 @@ def same_curves(
         assert near.same(steps, curve), (stage, name, steps, curve)
 
 
-def _little_repeated(lavatar: Lavatar, fault: Moment) -> None:
-    """What was taken up began at most one checkpoint interval before the last step that was done."""
+def little_repeated(lavatar: Lavatar, fault: Moment) -> None:
+    """What was taken up began at the newest checkpoint that was whole when it broke, at most one interval before the
+    last step that was logged until then."""
     registry = open_registry(Home(lavatar.home))
     (job,) = lookup.list_jobs(registry)
-    lines = [e for e in lookup.events(registry, job.id) if e.stage.startswith("avatar:") and e.time >= fault.time]
+    lines = [e for e in lookup.events(registry, job.id) if e.stage == "avatar:ann" and e.time >= fault.time]
+    registry.close()
     resumed = [int(m[1]) for e in lines if (m := re.search(r"resumed at step (\d+)", e.text))]
     assert resumed, "nothing was taken up: was anything broken?"
     row = lavatar.stage("avatar:ann")
     assert row is not None
     history = connect(Home(lavatar.home)).get_metric_history(row.mlflow_run_id, "avatar/total")
-    reached = max((p.step for p in history if p.timestamp / 1000 <= fault.time), default=fault.step)
-    assert resumed[0] >= fault.step
-    assert max(reached, fault.step) - resumed[0] <= INTERVAL
-    registry.close()
+    reached = max((p.step for p in history if p.timestamp / 1000 <= fault.time), default=0)
+    assert resumed[0] >= fault.step, f"taken up at step {resumed[0]}: the checkpoint of step {fault.step} was whole"
+    assert reached - resumed[0] <= INTERVAL, f"steps {resumed[0]} to {reached} were repeated"
 
 
 def nothing_left(home: Path, seconds: float = 60.0) -> None:

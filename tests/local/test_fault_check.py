@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +14,18 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_files import INTERVAL, STEPS, Moment, Near, Story, nothing_left, same_as_undisturbed, same_curves, story
+from fault_files import (
+    INTERVAL,
+    STEPS,
+    Moment,
+    Near,
+    Story,
+    little_repeated,
+    nothing_left,
+    same_as_undisturbed,
+    same_curves,
+    story,
+)
 from submit_files import Lavatar
 
 from lavatar.cluster.memory import PARTS
@@ -106,6 +118,33 @@ def test_what_was_not_taken_up_or_runs_on_is_seen(lavatar: Lavatar, undisturbed:
     finally:
         orphan.kill()
         orphan.wait()
+
+
+@pytest.mark.parametrize(
+    ("resumed", "reached", "newest", "seen"),
+    [
+        (60, 65, 60, None),
+        (60, 70, 60, None),
+        (50, 65, 60, "taken up at step 50: the checkpoint of step 60 was whole"),
+        (60, 75, 60, "steps 60 to 75 were repeated"),
+        (0, 15, 0, "steps 0 to 15 were repeated"),
+        (0, 5, 10, "taken up at step 0"),
+    ],
+)
+def test_more_than_an_interval_that_was_trained_again_is_seen(
+    lavatar: Lavatar, resumed: int, reached: int, newest: int, seen: str | None
+) -> None:
+    """A training that broke when it had logged step `reached`, with the checkpoint of `newest`, and goes on from
+    `resumed`."""
+    home = Home(lavatar.home)
+    points = {p.step: p.timestamp / 1000 for p in connect(home).get_metric_history(_avatar_run(home), "avatar/total")}
+    assert points[reached] < points[reached + 5]
+    registry = open_registry(home)
+    (job,) = lookup.list_jobs(registry)
+    ledger.record(registry, job.id, f"resumed at step {resumed} from step-{resumed:08d}", stage="avatar:ann")
+    registry.close()
+    with pytest.raises(AssertionError, match=seen) if seen else contextlib.nullcontext():
+        little_repeated(lavatar, Moment(newest, points[reached]))
 
 
 def test_what_is_only_near_is_told_from_what_is_not() -> None:

@@ -23,6 +23,8 @@ from fault_files import (
     Moment,
     Story,
     at_checkpoint,
+    broken,
+    little_repeated,
     new_home,
     process_of,
     processes_of,
@@ -85,10 +87,9 @@ def end(lavatar: Lavatar, job: str, undisturbed: Story, moment: Moment | None) -
     cluster = head.current(lavatar.home)
     assert cluster is not None
     until(lambda: not _busy(lavatar, cluster), lavatar, 90)
-    listed = head.request(lavatar.home, cluster, "/api/jobs/")
-    ended = {one["submission_id"]: one["status"] for one in listed if one["submission_id"]}
-    assert "SUCCEEDED" in ended.values()
-    assert set(ended.values()) <= {"SUCCEEDED", "FAILED"}, "Ray says that a job is still running"
+    *earlier, newest = head.submissions(lavatar.home, cluster, job)
+    assert newest.status == "SUCCEEDED", "the one that brought the job to its end"
+    assert {one.status for one in earlier} <= {"SUCCEEDED", "FAILED"}, "Ray says that one is still running"
     assert lavatar("cluster", "down")[0] == 0
     same_as_undisturbed(lavatar, undisturbed, moment)
 
@@ -149,16 +150,19 @@ def test_a_node_that_dies_is_replaced_by_another(lavatar: Lavatar, join: Any, un
     """First by one that was there already, then by one that joins when none is left that the training fits on."""
     nodes = [join(), join()]
     job = json.loads(lavatar(*small_job(lavatar, "--detach", **TOO_BIG))[1])["job"]
-    first = at_checkpoint(lavatar, 2)
+    at_checkpoint(lavatar, 2)
     trainer = process_of(lavatar, *TRAINER)
     kill_all(node_of(trainer, nodes))
+    first = broken(lavatar)
     until(lambda: process_of(lavatar, *TRAINER) != trainer, lavatar)
     at_checkpoint(lavatar, first.step // INTERVAL + 2)
     kill_all(node_of(process_of(lavatar, *TRAINER), nodes))
+    second = broken(lavatar)
     time.sleep(5)
     assert lavatar.stage("avatar:ann").state == "running", "it waits for a node"
     nodes.append(join())
     end(lavatar, job, undisturbed, first)
+    little_repeated(lavatar, second)
 
 
 @pytest.mark.skipif(own_address().startswith("127."), reason="nodes join only where a machine has a network address")
@@ -172,11 +176,12 @@ def test_an_avatar_that_trains_over_two_nodes_outlives_one_of_them(lavatar: Lava
     nodes = [join(), join()]
     over_two = {**TOO_BIG, "resources__avatar__workers": 2}
     job = json.loads(lavatar(*small_job(lavatar, "--detach", **over_two))[1])["job"]
-    moment = at_checkpoint(lavatar, 2)
+    at_checkpoint(lavatar, 2)
     workers = processes_that_said(lavatar, *TRAINER)
     assert len(workers) == 2
     assert {node_of(pid, nodes) for pid in workers} == set(nodes)
     kill_all(nodes[0])
+    moment = broken(lavatar)
     time.sleep(5)
     assert lavatar.stage("avatar:ann").state == "running", "it waits for a node"
     nodes.append(join())
@@ -190,10 +195,11 @@ def test_a_detached_driver_that_dies_leaves_a_job_that_can_be_resumed(
     other = Lavatar(tmp_path / "other" / "home", {"LAVATAR_REGISTRY": f"sqlite:///{lavatar.home}/registry.db"})
     other.home.mkdir(parents=True)
     job = json.loads(lavatar(*small_job(lavatar, "--detach"))[1])["job"]
-    moment = at_checkpoint(lavatar, 3)
+    at_checkpoint(lavatar, 3)
     follower = other.start("jobs", "logs", "-f", job)
     psutil.Process(lavatar.stage("avatar:ann").owner_pid).kill()
     until(lambda: json.loads(other("jobs", "show", job, "--json")[1])["state"] == "interrupted", lavatar)
+    moment = broken(lavatar)
     assert "avatar:ann" in follower.communicate(timeout=60)[0]
     assert lavatar("jobs", "resume", job, "--detach")[0] == 0, lavatar.errors()
     until(lambda: lavatar.stage("avatar:ann").state == "running", lavatar)
@@ -207,13 +213,14 @@ def test_a_head_that_dies_leaves_a_job_that_can_be_resumed(
     lavatar: Lavatar, cluster: head.Head, undisturbed: Story
 ) -> None:
     job = json.loads(lavatar(*small_job(lavatar, "--detach"))[1])["job"]
-    moment = at_checkpoint(lavatar, 3)
+    at_checkpoint(lavatar, 3)
     family = {p.pid: p for found in processes_of(lavatar.home) for p in (found, *found.children(recursive=True))}
     (server,) = (p for p in family.values() if "gcs_server" in p.name())
     work = [p for p in family.values() if not any("monitor.py" in word for word in p.cmdline())]
     server.kill()
     _, alive = psutil.wait_procs(work, timeout=180)
     assert alive == [], "the job and its workers end without their head"
+    moment = broken(lavatar)
     assert json.loads(lavatar("jobs", "show", job, "--json")[1])["state"] == "interrupted"
     assert lavatar("cluster", "down")[0] == 0, "two monitors of Ray's stay until then"
     assert processes_of(lavatar.home) == []

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_files import INLINE, Story, at_checkpoint, new_home, same_as_undisturbed, small_job
+from fault_files import INLINE, Story, at_checkpoint, broken, new_home, same_as_undisturbed, small_job
 from platform_fakes import (
     FORK,
     FakeHandle,
@@ -281,8 +281,9 @@ def test_an_owner_that_froze_is_replaced_and_stops_when_it_wakes(
     other = Lavatar(late.home, late.environment, (SCRIPT, "far", f"{ahead[1]}", f"{LEASE}"))
     try:
         frozen = late.start(*small_job(late, *INLINE))
-        moment = at_checkpoint(late, 3)
+        at_checkpoint(late, 3)
         os.kill(frozen.pid, signal.SIGSTOP)
+        moment = broken(late)
         owner = late.stage("avatar:ann").owner
         time.sleep(LEASE + 1)
         heir = other.start(*small_job(late, *INLINE))

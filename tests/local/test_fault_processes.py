@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_files import (
     Story,
     at_checkpoint,
+    broken,
     new_home,
     nothing_left,
     process_of,
@@ -39,10 +40,11 @@ def lavatar(tmp_path: Path) -> Iterator[Lavatar]:
 @pytest.mark.parametrize("victim", ["training worker", "coordinator"])
 def test_a_killed_process_of_a_stage_is_replaced(lavatar: Lavatar, undisturbed: Story, victim: str) -> None:
     driver = lavatar.start(*small_job(lavatar))
-    moment = at_checkpoint(lavatar, 3)
+    at_checkpoint(lavatar, 3)
     killed = process_of(lavatar, "avatar:ann", "training worker" if victim == "training worker" else "avatar:ann")
     assert killed in [process.pid for process in descendants(driver.pid)]
     os.kill(killed, signal.SIGKILL)
+    moment = broken(lavatar)
     out, _ = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 0, lavatar.errors()
     assert json.loads(out)["state"] == "finished"
@@ -54,12 +56,13 @@ def test_a_killed_process_of_a_stage_is_replaced(lavatar: Lavatar, undisturbed: 
 
 def test_a_killed_driver_takes_all_with_it_and_resume_goes_on(lavatar: Lavatar, undisturbed: Story) -> None:
     driver = lavatar.start(*small_job(lavatar))
-    moment = at_checkpoint(lavatar, 3)
+    at_checkpoint(lavatar, 3)
     family = descendants(driver.pid)
     driver.kill()
     driver.communicate()
     _, alive = psutil.wait_procs(family, timeout=120)  # Ray's agents look for their parent once in a while
     assert alive == []
+    moment = broken(lavatar)
     (job,) = json.loads(lavatar("jobs", "list", "--json")[1])["jobs"]
     assert job["state"] == "interrupted"
     code, _ = lavatar("jobs", "resume", job["id"], "--json")

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from fault_files import STEPS, Story, at_checkpoint, new_home, same_as_undisturbed, small_job, until
+from fault_files import INTERVAL, STEPS, Story, at_checkpoint, broken, new_home, same_as_undisturbed, small_job, until
 from mlflow_files import MlflowServer
 from postgres_files import Server
 from submit_files import LIMIT, Lavatar
@@ -122,10 +122,11 @@ def fill(path: Path) -> None:
 
 def test_the_disk_is_full_while_a_checkpoint_is_written(lavatar: Lavatar, undisturbed: Story, small_disk: Path) -> None:
     driver = lavatar.start(*small_job(lavatar))
-    moment = at_checkpoint(lavatar, 3)
+    at_checkpoint(lavatar, 3)
     filler = small_disk / "filler"
     fill(filler)
     out, _ = driver.communicate(timeout=LIMIT)
+    moment = broken(lavatar)
     assert (driver.returncode, json.loads(out)["state"]) == (1, "failed")
     assert "No space left on device" in lavatar.errors()
     assert "Free some space" in lavatar.errors()
@@ -136,7 +137,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(lavatar: Lavatar, undist
     (training,) = small_disk.glob("*/avatar")
     kept, damaged = latest(training)
     assert kept is not None
-    assert int(kept.name.removeprefix("step-")) >= moment.step
+    assert int(kept.name.removeprefix("step-")) == moment.step >= 3 * INTERVAL
     assert damaged == []
     assert {path.name for path in training.iterdir()} == {path.parent.name for path in training.glob("*/COMPLETE.json")}
 
