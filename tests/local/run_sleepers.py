@@ -1,7 +1,7 @@
 """Run as a script by the tests: one driver of a cluster whose stages only hold what they ask for.
 
-run_sleepers.py HOME AVATARS ACTORS PRIORITY    a job of every avatar × every actor (a letter each); prints when each
-pair began and ended, as JSON
+run_sleepers.py HOME AVATARS ACTORS PRIORITY    a job of every avatar × every actor (a letter each); prints of each pair
+when it could have been started, was started, began to hold its GPU and ended, as JSON
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import scale
 from lavatar.cluster.head import address_for
 from lavatar.cluster.stages import StageRunner
 from lavatar.configs.recipe import load_recipe
+from lavatar.contracts import StageKind
 from lavatar.platform import lookup
 from lavatar.platform.execution import Office
 from lavatar.platform.home import Home
@@ -36,14 +37,24 @@ if __name__ == "__main__":
     home = Home(Path(sys.argv[1])).ensure()
     registry = open_registry(home)
     people = {n: add_subject(registry, describe_synthetic(n, ord(n)))[0] for n in sys.argv[2] + sys.argv[3]}
-    pairs = [(people[a], people[b]) for a in sys.argv[2] for b in sys.argv[3]]
+    chosen = [(people[a], people[b]) for a in sys.argv[2] for b in sys.argv[3]]
     small = [f"resources.{kind}.cpus=0.25" for kind in ("preprocess", "avatar", "pair", "preview")]
     recipe = load_recipe("tiny", [*small, "resources.pair.gpus=0.25", "pair_learning.warm=false"])
-    plan = make_plan(home, registry, pairs, recipe, shared=False)
+    plan = make_plan(home, registry, chosen, recipe, shared=False)
 
     def open_runner() -> StageRunner:
         return StageRunner(home.root, address_for(home.root), bodies=scale.BODIES)
 
     run_job(Office(home, registry, PlainDisplay(), open_runner, Owner.current()), plan, int(sys.argv[4]))
-    rows = lookup.get_stages(registry, [pair.bridge.key for pair in plan.pairs])
-    print(json.dumps({row.name: (row.metrics["began"], row.metrics["ended"]) for row in rows}))
+    rows = {row.key: row for row in lookup.get_stages(registry, [stage.key for stage in plan.stages])}
+    pairs = [stage for stage in plan.stages if stage.spec.kind is StageKind.PAIR]
+    told = {
+        pair.name: {
+            "ready": max(rows[need].ended or 0.0 for need in pair.needs),
+            "started": rows[pair.key].started,
+            "began": rows[pair.key].metrics["began"],
+            "ended": rows[pair.key].metrics["ended"],
+        }
+        for pair in pairs
+    }
+    print(json.dumps(told))
