@@ -29,15 +29,15 @@ from lavatar.cluster.memory import batch_too_large, out_of_memory
 from lavatar.cluster.parallel import limit_threads
 from lavatar.cluster.resources import Machine, Share, ray_machine, ray_options, share_of
 from lavatar.cluster.schedulers import build_scheduler, packed, tune_domain, unpacked
-from lavatar.cluster.trial import Trials, run_trial
+from lavatar.cluster.trial import STEP, Trials, goes_on_from, run_trial
 from lavatar.configs.recipe import Recipe
 from lavatar.configs.space import Point, Space
-from lavatar.configs.sweep import Mode, Scheduler, Search
+from lavatar.configs.sweep import Curve, Donor, Mode, Scheduler, Search
 from lavatar.errors import JobError, LavatarError, TrainingError
 from lavatar.training.files import write_json
 
-FIGURES = "figures"
-"""What a trial reports once more by itself: Tune adds figures of its own."""
+FIGURES, LOSSES = "figures", "losses"
+"""What a trial reports once more by itself, for Tune adds figures of its own; and its losses since the last report."""
 LOG_HINT = "What its processes printed is in logs/sweep-SWEEP.log in the home."
 FAILED = "failed"
 """Folder of the trials' own errors, which would come back however often Tune tries."""
@@ -72,11 +72,13 @@ class TrialWatch(Protocol):
         """The sweep begins at its beginning: of earlier trials nothing was stored."""
         ...
 
-    def started(self, trial: str, point: Point) -> None:
-        """A trial begins, or goes on: after a restart, or with another's weights and other values."""
+    def started(self, trial: str, point: Point, donor: Donor | None) -> None:
+        """A trial begins, or goes on: after a restart, or with the weights of another, `donor`, and other values."""
         ...
 
-    def reported(self, trial: str, figures: Mapping[str, float]) -> None: ...
+    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve) -> None:
+        """What was measured, and the losses of the steps since it was last."""
+        ...
 
     def ended(self, trial: str) -> None:
         """It came to its end, or the scheduler stopped it."""
@@ -145,13 +147,13 @@ class _Relay(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.watch:
-            self.watch.started(trial.trial_id, unpacked(self.space, trial.config))
+            self.watch.started(trial.trial_id, unpacked(self.space, trial.config), _donor(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if self.watch:
-            self.watch.reported(trial.trial_id, result[FIGURES])
+            self.watch.reported(trial.trial_id, result[FIGURES], result[LOSSES])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.watch:
@@ -165,6 +167,15 @@ class _Relay(tune.Callback):
         if self.watch and self.watch.tick() and not self.stopping:
             _Relay.stopping = True
             signal.raise_signal(signal.SIGINT)  # it is the way to end Tune so that it can be taken up
+
+
+def _donor(trial: Trial) -> Donor | None:
+    """Of a trial that goes on from another's state: the one whose folder that state lies in."""
+    newest = trial.latest_checkpoint_result
+    if newest is None or newest.checkpoint is None:
+        return None
+    other = Path(newest.checkpoint.path).parent.name
+    return None if other == trial.trial_id else Donor(other, int((newest.metrics or {}).get(STEP, 0)))
 
 
 def _failure(folder: Path, trial: Trial) -> tuple[str, str]:
@@ -297,18 +308,17 @@ def _in_actor(trials: Trials, share: Share, point: Point) -> None:
     torch.set_num_threads(max(1, int(share.cpus)))
     device = "cuda" if share.gpus and torch.cuda.is_available() else "cpu"
 
-    def report(figures: dict[str, float], state: Path) -> None:
-        tune.report({**figures, FIGURES: figures}, checkpoint=tune.Checkpoint.from_directory(str(state)))
+    def report(figures: dict[str, float], state: Path, curve: Curve) -> None:
+        checkpoint = tune.Checkpoint.from_directory(str(state))
+        tune.report({**figures, FIGURES: figures, LOSSES: curve}, checkpoint=checkpoint)
 
     with redirected(log):
-        note(log, f"trial {name}: begins with {point} on {_place(share, device)} (process {os.getpid()})")
+        where = f"{_place(share, device)} (process {os.getpid()})"
         try:
-            stored = tune.get_checkpoint()
-            if stored is None:
-                run_trial(trials, name, point, report, None, device)
-            else:
-                with stored.as_directory() as state:
-                    run_trial(trials, name, point, report, Path(state), device)
+            with _stored() as state:
+                text = goes_on_from(state) if state else ""
+                note(log, f"trial {name}: begins with {point}{text} on {where}")
+                run_trial(trials, name, point, report, state, device)
         except SystemExit:
             note(log, f"trial {name}: stopped or paused")
             raise
@@ -317,6 +327,17 @@ def _in_actor(trials: Trials, share: Share, point: Point) -> None:
             failure.parent.mkdir(parents=True, exist_ok=True)
             write_json(failure, _said(error))
             raise
+
+
+@contextmanager
+def _stored() -> Iterator[Path | None]:
+    """The state that Tune gives the trial to go on from; None: it begins at nothing."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as state:
+        yield Path(state)
 
 
 def _place(share: Share, device: str) -> str:

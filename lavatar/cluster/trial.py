@@ -22,7 +22,7 @@ from lavatar.cluster.bodies import avatar_plan, pair_plan
 from lavatar.cluster.plans import Phase, PlanFactory, TrainingPlan, Worker, open_engine
 from lavatar.configs.recipe import Recipe
 from lavatar.configs.space import Point
-from lavatar.configs.sweep import trial_recipe
+from lavatar.configs.sweep import Curve, trial_recipe
 from lavatar.contracts import NullSink, StageKind, StageSpec, measures_time
 from lavatar.training.files import write_json
 
@@ -37,8 +37,8 @@ STEP, SECONDS = "step", "training_seconds"
 ABOUT = "trial.json"
 PLANS: Mapping[StageKind, PlanFactory] = {StageKind.AVATAR: avatar_plan, StageKind.PAIR: pair_plan}
 
-Report = Callable[[dict[str, float], Path], None]
-"""Takes figures and the folder of the state that they were measured at, which it may not keep."""
+Report = Callable[[dict[str, float], Path, Curve], None]
+"""Takes figures, the folder of the state that they were measured at, which it may not keep, and the losses since."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,33 @@ def run_trial(
         shutil.rmtree(spec.out_dir, ignore_errors=True)
 
 
-class _Latest(NullSink):
-    """Remembers the losses of the last step that was logged."""
+def goes_on_from(state: Path) -> str:
+    """Whose a stored state is, for the log: " from the state of trial 3f2a_00001 at avatar/step-20"."""
+    about = json.loads((state / ABOUT).read_text())
+    phases = ", ".join(f"{label}/{name}" for label, name in about["phases"].items())
+    return f" from the state of trial {about['trial']} at {phases}"
+
+
+class _Losses(NullSink):
+    """Remembers the losses of the last step that was logged, and of those since they were taken. Steps of a phase count
+    from `offset`."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.curve: Curve = []
+        self.offset = 0
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.values |= metrics
+        found = {
+            f"loss/{name}": value for name, value in metrics.items() if "rate/" not in name and not measures_time(name)
+        }
+        self.values |= found
+        self.curve.append((self.offset + step, found))
+
+    def taken(self, before: int) -> Curve:
+        """The curve up to a step, without it; it begins anew."""
+        found, self.curve = [point for point in self.curve if point[0] < before and point[1]], []
+        return found
 
 
 class _Trial:
@@ -88,7 +107,7 @@ class _Trial:
         self, spec: StageSpec, trial: str, held_out: HeldOut, report: Report, start: Path | None, worker: Worker
     ) -> None:
         self.spec, self.trial, self.held_out, self.report = spec, trial, held_out, report
-        self.start, self.worker, self.losses = start, worker, _Latest()
+        self.start, self.worker, self.losses = start, worker, _Losses()
         self.about: dict[str, Any] = json.loads((start / ABOUT).read_text()) if start else {}
         self.seconds = float(self.about.get(SECONDS, 0.0))
         self.clock = time.monotonic()
@@ -107,6 +126,7 @@ class _Trial:
             self._begin(phase, folder, task, engine)
             tasks.append(task)
             self.losses.values.clear()
+            self.losses.offset = offset
             measured = self._measure(plan, phase, tasks, offset, engine)
             self.clock = time.monotonic()
             train(
@@ -141,14 +161,10 @@ class _Trial:
             with untouched_rng(engine.device), tempfile.TemporaryDirectory(dir=self.spec.out_dir) as scratch:
                 _write_release(plan, Path(scratch), tasks, self.spec)
                 figures = self.held_out.measure(Path(scratch))
-            losses = {
-                f"loss/{name}": value
-                for name, value in self.losses.values.items()
-                if "rate/" not in name and not measures_time(name)
-            }
             with tempfile.TemporaryDirectory(dir=self.spec.out_dir) as scratch:
                 self._store(Path(scratch), checkpoint, phase)
-                self.report({**figures, **losses, STEP: step, SECONDS: round(self.seconds, 3)}, Path(scratch))
+                whole = {**figures, **self.losses.values, STEP: step, SECONDS: round(self.seconds, 3)}
+                self.report(whole, Path(scratch), self.losses.taken(step))
             engine.module.train()
             self.clock = time.monotonic()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from lavatar.configs.evaluation import HIGHER
 from lavatar.configs.recipe import Recipe, nearest, with_values
@@ -15,6 +15,17 @@ from lavatar.errors import ConfigError
 Scheduler = Literal["asha", "pbt", "median", "none"]
 Search = Literal["random", "grid", "optuna"]
 Mode = Literal["min", "max"]
+
+
+Curve = list[tuple[int, dict[str, float]]]
+"""Steps and their losses by name."""
+
+
+class Donor(NamedTuple):
+    """Whose weights another trial goes on with, and at which step they were."""
+
+    trial: str
+    step: int
 
 
 def trial_points(space: Space, search: Search, trials: int | None, scheduler: Scheduler) -> list[Point]:
@@ -87,12 +98,14 @@ def choices(of: Any) -> list[str]:
 
 
 def trial_recipe(recipe: Recipe, point: Mapping[str, Any], kind: StageKind, every: int) -> Recipe:
-    """The recipe of one trial, which is measured and stored every so many steps. Raises ConfigError."""
+    """The recipe of one trial, which is measured and stored every so many steps, and its losses logged then too: as
+    often as the recipe says, or oftener. Raises ConfigError."""
     names = ("avatar_training",) if kind is StageKind.AVATAR else ("ynet_training", "mapping_training")
     changed = with_values(recipe, point)
-    cadence = {"engine": "torch", "zero_stage": 0, "log_every": every, "checkpoint_every": every}
-    update = {
-        name: getattr(changed, name).model_copy(update={**cadence, "picture_every": getattr(changed, name).steps})
-        for name in names
-    }
+    update = {}
+    for name in names:
+        training = getattr(changed, name)
+        logged = max(n for n in range(1, min(training.log_every, every) + 1) if every % n == 0)
+        cadence = {"checkpoint_every": every, "log_every": logged, "picture_every": training.steps}
+        update[name] = training.model_copy(update={"engine": "torch", "zero_stage": 0, **cadence})
     return changed.model_copy(update=update)

@@ -39,7 +39,7 @@ SILENT_SECONDS = 20.0
 """After so long without a word (a process that was stopped) the run may be another process's: ask anew what it has."""
 CHECKPOINT_SECONDS = 5.0
 """How long a checkpoint waits for what is being sent, before it is written to the file instead."""
-_BATCH = 900  # MLflow takes at most 1000 metrics a call
+BATCH = 900  # MLflow takes at most 1000 metrics a call
 _MOST_WAITING = 50_000
 _MOST_PICTURES = 16
 Value = tuple[str, float, int, int]
@@ -228,7 +228,7 @@ class MlflowSink:
         assert self._last is not None
         while self._metrics:
             with self._lock:
-                batch = list(islice(self._metrics, _BATCH))  # they stay in line until they are there
+                batch = list(islice(self._metrics, BATCH))  # they stay in line until they are there
             rows, last = [], dict(self._last)
             for raw_name, value, stamp, step in batch:
                 name = metric_name(raw_name)

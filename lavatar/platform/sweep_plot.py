@@ -10,7 +10,7 @@ from typing import Any
 from lavatar.inference.chart import Axis, value_axis
 from lavatar.platform import sweeps
 from lavatar.platform.sweeps import Sweep
-from lavatar.platform.trialtable import values_text
+from lavatar.platform.trialtable import copies_text, values_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 500, 350, 60, 34, 56, 46
 """Of a panel and its margins; there are two beside each other."""
@@ -64,8 +64,8 @@ def _key(looks: Sequence[str]) -> str:
 def _panel(
     sweep: Sweep, rows: Sequence[Mapping[str, Any]], won: Mapping[str, Any] | None, across: str, title: str, left: int
 ) -> str:
-    lines = [(row, _line(row, across, sweep.metric)) for row in rows]
-    points = [point for _, line in lines for point in line]
+    lines = [(row, _pieces(row, rows, across, sweep.metric)) for row in rows]
+    points = [point for _, pieces in lines for line in pieces for point in line]
     x_axis = value_axis([0.0, max((x for x, _ in points), default=1.0) or 1.0])
     y_axis = value_axis([y for _, y in points] or [0.0, 1.0])
     box = (left + LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
@@ -75,14 +75,16 @@ def _panel(
 
     parts = _frame(box, x_axis, y_axis, title)
     ends: list[_End] = []
-    for row, line in lines:
-        colour, placed = LOOKS[_look(row, won)][0], [place(x, y) for x, y in line]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    for row, pieces in lines:
+        colour, placed = LOOKS[_look(row, won)][0], [[place(x, y) for x, y in line] for line in pieces]
         name, thick = f"<title>{escape(_label(row))}</title>", 2.8 if row is won else 1.3
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{thick}">{name}</polyline>'
-        )
-        ends += [(x, y, colour, str(row["number"])) for x, y in placed[-1:]]
+        for piece in placed:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{thick}">{name}</polyline>'
+            )
+        parts += [_ring(*piece[0], colour) for piece in placed[1:]]
+        ends += [(x, y, colour, str(row["number"])) for x, y in placed[-1][-1:]]
     return "\n".join([*parts, *_ends(ends)])
 
 
@@ -110,17 +112,35 @@ def _frame(box: tuple[int, int, int, int], x_axis: Axis, y_axis: Axis, title: st
     return [*parts, _text(left + width / 2, top + height + 36, title, 'text-anchor="middle"')]
 
 
-def _line(row: Mapping[str, Any], across: str, metric: str) -> Line:
-    found = [(float(r[across]), float(r[metric])) for r in row["reports"] if r.get(metric) is not None and across in r]
+def _pieces(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], across: str, metric: str) -> list[Line]:
+    """A trial's line; where it took another one's weights it ends, and goes on at the point where that one was."""
+    pieces, after = list[Line](), row["reports"]
+    for copy in reversed(row.get("copies", ())):
+        own = [report for report in after if report["step"] > copy["step"]]
+        after = after[: len(after) - len(own)]
+        donor = next((other["reports"] for other in rows if other["number"] == copy["trial"]), [])
+        begins = [report for report in donor if report["step"] == copy["step"]]
+        pieces.insert(0, _line([*begins, *own], across, metric))
+    pieces.insert(0, _line(after, across, metric))
+    return [piece for piece in pieces if piece] or [[]]
+
+
+def _line(reports: Sequence[Mapping[str, Any]], across: str, metric: str) -> Line:
+    found = [(float(r[across]), float(r[metric])) for r in reports if r.get(metric) is not None and across in r]
     return [(x, y) for x, y in found if math.isfinite(y)]
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return f"trial {row['number']} ({row['state']}): {values_text(row['params'])}"
+    copies = f"; weights of {copies_text(row['copies'])}" if row.get("copies") else ""
+    return f"trial {row['number']} ({row['state']}): {values_text(row['params'])}{copies}"
 
 
 def _dot(x: float, y: float, colour: str, radius: float) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"/>'
+
+
+def _ring(x: float, y: float, colour: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="{colour}" stroke-width="1.3"/>'
 
 
 def _text(x: float, y: float, text: str, how: str = "") -> str:

@@ -30,7 +30,7 @@ from lavatar.platform.jsonable import plain
 from lavatar.platform.leases import process_mark
 from lavatar.platform.machine import machine_tags
 from lavatar.platform.provenance import FOLDER, Provenance, gather
-from lavatar.platform.sink import MlflowSink, MlflowSinkFactory
+from lavatar.platform.sink import BATCH, MlflowSink, MlflowSinkFactory
 from lavatar.platform.states import State
 from lavatar.platform.titles import short_title
 from lavatar.training.files import exclusive
@@ -182,15 +182,20 @@ class Tracker:
         figures = {f"{EVALUATION}/{name}": value for name, value in flat(dict(metrics)).items()}
         self._try("log the evaluation", lambda _: self._log_result(run_id, figures, files, EVALUATION, again=True))
 
-    def log_step(self, run_id: str | None, step: int, metrics: Mapping[str, float]) -> None:
-        """Figures of a run at a step."""
+    def log_steps(self, run_id: str | None, curve: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Figures of a run at some steps."""
         if run_id is None:
             return
         from mlflow.entities import Metric
 
         stamp = int(time.time() * 1000)
-        rows = [Metric(metric_name(name), value, stamp, step) for name, value in metrics.items()]
-        self._try("log a step", lambda _: self.client.log_batch(run_id, metrics=rows))
+        rows = [Metric(metric_name(name), value, stamp, step) for step, each in curve for name, value in each.items()]
+
+        def log(_: bool) -> None:
+            for at in range(0, len(rows), BATCH):
+                self.client.log_batch(run_id, metrics=rows[at : at + BATCH])
+
+        self._try("log steps", log)
 
     def log_table(self, run_id: str | None, name: str, columns: Mapping[str, Sequence[Any]], text: str) -> None:
         """A table as it is now, in place of what it was: NAME.json, which `mlflow.load_table` reads, and NAME.txt."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavatar.configs.space import Point
+from lavatar.configs.sweep import Curve, Donor
 from lavatar.contracts import Event
 from lavatar.platform import sweeps
 from lavatar.platform.inputs import Input
@@ -26,6 +27,7 @@ from lavatar.training.files import write_json
 STEP = "step"
 _STATES = {"finished": State.FINISHED, "stopped": State.FINISHED, "failed": State.FAILED}
 VALUES_TAG = "lavatar.values"  # of a trial that took over another one: its values since
+COPIES_TAG = "lavatar.copies"  # of such a trial: each time whose weights at which step it took, and at which own step
 LOOK_SECONDS = 0.5
 """How often is looked whether somebody asked the sweep to stop."""
 TABLE = "progress"
@@ -69,12 +71,13 @@ class TrialBoard:
             self._tracker.end(row["run_id"], State.INTERRUPTED)
         self._rows.clear()
 
-    def started(self, trial: str, point: Point) -> None:
+    def started(self, trial: str, point: Point, donor: Donor | None = None) -> None:
+        """A trial begins, or goes on; `donor`: with the weights of another one."""
         row = self._rows.get(trial)
         if row is None:
             row = {"number": len(self._rows) + 1, "state": "new", "reports": [], "run_id": None, "params": point}
             self._rows[trial] = row
-        goes_on, taken_over = row["state"] == "running", row["params"] != point  # it was paused, or its process died
+        goes_on = row["state"] == "running"  # it was paused, or its process died
         row |= {"state": "running", "params": point, "message": "", "hint": ""}
         if not goes_on:
             params = {"trial": row["number"], **point}
@@ -82,12 +85,22 @@ class TrialBoard:
             row["run_id"] = self._tracker.open_stage(sweeps.EXPERIMENT, _name(row), *where, params)
             self._tracker.log_inputs(row["run_id"], self._inputs)
             self._display.state(_name(row), "running")
-        if taken_over:
-            self._display.message(f"{_name(row)} goes on from a better one with {values_text(point)}")
-            self._tracker.tag(row["run_id"], {VALUES_TAG: json.dumps(point)})
+        if donor:
+            self._taken_over(row, donor, point)
         self._write()
 
-    def reported(self, trial: str, figures: Mapping[str, float]) -> None:
+    def _taken_over(self, row: dict[str, Any], donor: Donor, point: Point) -> None:
+        """Writes down whose weights the trial has from here on, and its values; once, however often it restarts."""
+        number, own = self._rows[donor.trial]["number"], row["reports"][-1][STEP] if row["reports"] else 0
+        copy = {"trial": number, "step": donor.step, "at": own, "params": point}
+        if copy in row.setdefault("copies", []):
+            return
+        row["copies"].append(copy)
+        what = f"{_name(row)}, at step {own}, goes on with the weights of trial {number} at step {donor.step}"
+        self._display.message(f"{what} and {values_text(point)}")
+        self._tracker.tag(row["run_id"], {VALUES_TAG: json.dumps(point), COPIES_TAG: json.dumps(row["copies"])})
+
+    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve | None = None) -> None:
         """After a restart a trial says again what was not stored of it: the newer report counts."""
         row, step = self._rows[trial], int(figures[STEP])
         metric = self._sweep.metric
@@ -97,7 +110,8 @@ class TrialBoard:
         text = f"{metric} {figures[metric]:.4g}" if metric in figures else ""
         self._display.progress(_name(row), Event(_name(row), text, step, self._sweep.steps, "steps"))
         if not known:
-            self._tracker.log_step(row["run_id"], step, {k: v for k, v in figures.items() if k != STEP})
+            measured = {k: v for k, v in figures.items() if k != STEP}
+            self._tracker.log_steps(row["run_id"], [*(curve or ()), (step, measured)])
 
     def ended(self, trial: str) -> None:
         row = self._rows[trial]

@@ -150,6 +150,8 @@ def test_asha_stops_the_bad_ones_and_a_failed_trial_ends_no_other(lavatar: Lavat
 
 @pytest.mark.slow
 def test_population_based_training_copies_the_better_trial(lavatar: Lavatar) -> None:
+    from lavatar.platform.tracking import connect
+
     code, out = lavatar(*command(lavatar, rates(0.3, GOOD), "--trials", "2", "--scheduler", "pbt", cpus=1))
     assert code == 0, lavatar.errors()
     folder, trials = running_sweep(lavatar)
@@ -160,6 +162,14 @@ def test_population_based_training_copies_the_better_trial(lavatar: Lavatar) -> 
     good = next(name for name in trials if name != bad)
     begun = [line for line in log.splitlines() if f"trial {bad}: begins" in line]
     assert len(begun) > 1
+    copies, donor = trials[bad]["copies"], trials[good]["number"]
+    assert copies, "Tune gave it the other's state"
+    assert {copy["trial"] for copy in copies} == {donor}
+    assert "copies" not in trials[good]
+    for copy in copies:
+        assert any(f"from the state of trial {good} at avatar/step-{copy['step']:08d}" in line for line in begun[1:])
+    tags = connect(Home(lavatar.home)).get_run(trials[bad]["run_id"]).data.tags
+    assert json.loads(tags["lavatar.copies"]) == copies
     curve = {report["step"]: report["psnr"] for report in trials[bad]["reports"]}
     theirs = {report["step"]: report["psnr"] for report in trials[good]["reports"]}
     assert curve[STEPS] > curve[EVERY] + 0.5 * (theirs[STEPS] - theirs[EVERY]), (curve, theirs)
@@ -227,6 +237,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_state(lavatar: Lavatar
     _, trials = running_sweep(lavatar)
     (row,) = trials.values()
     assert [r["step"] for r in row["reports"]] == [10, 20, 30, 40]
+    assert "copies" not in row, "it went on with its own weights"
     assert json.loads(out)["state"] == "finished"
 
 

@@ -17,6 +17,7 @@ from inference_files import RECIPE, make_avatar_release, make_subject
 
 from lavatar.cluster.trial import SECONDS, STEP, Trials, run_trial
 from lavatar.configs.recipe import Recipe, with_values
+from lavatar.configs.sweep import Curve
 from lavatar.contracts import StageKind, StageSpec
 from lavatar.errors import ConfigError
 from lavatar.training import checkpoint as checkpoints
@@ -27,7 +28,7 @@ TOY = with_values(
     {
         "avatar_loss.lambda_vgg": 0.0, "avatar_training.steps": STEPS, "ynet_training.steps": STEPS,
         "mapping_training.steps": EVERY, "ynet_training.batch_size": 2, "mapping_training.batch_size": 2,
-        "avatar_training.learning_rate": 1e-3, "evaluation.max_frames": 4,
+        "avatar_training.learning_rate": 1e-3, "avatar_training.log_every": 1, "evaluation.max_frames": 4,
     },
 )  # fmt: skip
 
@@ -66,9 +67,11 @@ class Reports:
     def __init__(self, folder: Path, stop_after: int = 1000) -> None:
         self.folder, self.stop_after = folder, stop_after
         self.figures: list[dict[str, float]] = []
+        self.curve: Curve = []
 
-    def __call__(self, figures: Mapping[str, float], state: Path) -> None:
+    def __call__(self, figures: Mapping[str, float], state: Path, curve: Curve) -> None:
         self.figures.append(dict(figures))
+        self.curve += curve
         shutil.copytree(state, self.state)
         if len(self.figures) == self.stop_after:
             raise SystemExit
@@ -96,6 +99,8 @@ def test_an_avatar_is_measured_at_every_interval_by_the_names_of_the_evaluation(
     for figures in whole.figures:
         assert {"mse", "psnr", "ssim", "face/psnr", "loss/avatar/total", "frames"} <= set(figures)
         assert figures["frames"] == 4
+    assert [step for step, _ in whole.curve] == [1, 3, 5], "and 2, 4, 6 are in the figures"
+    assert all({"loss/avatar/total"} <= set(losses) <= set(whole.figures[0]) for _, losses in whole.curve)
     seconds = [f[SECONDS] for f in whole.figures]
     assert seconds == sorted(seconds)
     assert whole.figures[0]["mse"] != whole.figures[2]["mse"]

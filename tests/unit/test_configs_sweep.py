@@ -239,6 +239,8 @@ def test_a_trial_is_measured_where_it_is_stored_and_trains_in_its_own_process() 
     recipe = trial_recipe(TINY, {"avatar.samples": 5}, AVATAR, 7)
     training = recipe.avatar_training
     assert (training.checkpoint_every, training.log_every, training.engine) == (7, 7, "torch")
+    logged = [trial_recipe(TINY, {}, AVATAR, every).avatar_training.log_every for every in (30, 25, 10, 11)]
+    assert logged == [10, 5, 10, 1], "the tenth step at least, and always the one that is measured"
     assert recipe.avatar.samples == 5
     assert recipe.ynet_training == TINY.ynet_training
 

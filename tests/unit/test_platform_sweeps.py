@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -16,6 +17,7 @@ from platform_fakes import FakeHandle, NoTracker, Recorder, finish
 from sweep_files import Tune, command, report, toy_sweep, tracked, tune
 
 from lavatar.configs.recipe import load_recipe
+from lavatar.configs.sweep import Donor
 from lavatar.errors import FaceError, Interrupted
 from lavatar.platform import sweeps
 from lavatar.platform.finished import recipe_of
@@ -26,6 +28,7 @@ from lavatar.platform.registry import open_registry
 from lavatar.platform.states import State
 from lavatar.platform.tables import Job, Stage
 from lavatar.platform.trialboard import TrialBoard
+from lavatar.platform.trialtable import table_columns, table_text, trial_rows
 
 __all__ = ["command", "tracked", "tune"]
 pytestmark = pytest.mark.usefixtures("home")
@@ -329,8 +332,9 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     board.started("b", {"avatar.samples": 8})
     for step in (5, 10):
         board.reported("a", report(step, 2 / step))
-        board.reported("b", report(step, 1 / step))
-    board.started("a", {"avatar.samples": 9})  # population based training: b's weights, other values
+        board.reported("b", report(step, 1 / step), [(step - 2, {"loss/avatar/total": 5 / step})])
+    for _ in range(2):  # population based training: b's weights, other values; and its process died at once
+        board.started("a", {"avatar.samples": 9}, Donor("b", 10))
     board.reported("a", report(15, 0.05))
     board.reported("a", report(20, 0.04))
     board.ended("a")
@@ -354,10 +358,25 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     assert json.loads(runs["trial 1"].data.tags["lavatar.values"]) == {"avatar.samples": 9}
     curve = client.get_metric_history(runs["trial 1"].info.run_id, "lpips")
     assert [(point.step, point.value) for point in curve] == [(5, 0.4), (10, 0.2), (15, 0.05), (20, 0.04)]
+    curve = client.get_metric_history(runs["trial 2"].info.run_id, "loss/avatar/total")
+    assert [(point.step, point.value) for point in curve] == [(3, 1.0), (8, 0.5)]
     assert parent.data.metrics["best/lpips"] == 0.04
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"plot.svg", "trials.json", "progress.json", "progress.txt"}
-    assert any("goes on from a better one" in text for text in display.messages)
+    copy = {"trial": 2, "step": 10, "at": 10, "params": {"avatar.samples": 9}}
+    assert json.loads(runs["trial 1"].data.tags["lavatar.copies"]) == [copy]
+    assert "lavatar.copies" not in runs["trial 2"].data.tags
+    said = "trial 1, at step 10, goes on with the weights of trial 2 at step 10 and avatar.samples=9"
+    assert [text for text in display.messages if "weights" in text] == [said]
+    (row, other) = trial_rows(sweep, board.data)
+    assert (row["copies"], other["copies"]) == ([copy], [])
+    assert table_columns(sweep, board.data)["weights of"] == ["trial 2 at 10", "own"]
+    lines = table_text(sweep, board.data).splitlines()
+    assert ["WEIGHTS OF" in lines[0], "trial 2 at 10" in lines[1], "own" in lines[2]] == [True] * 3
+    drawn = [p.split() for p in re.findall('polyline points="([^"]*)"', (folder / sweeps.PLOT).read_text())]
+    assert [len(points) for points in drawn] == [2, 2, 3] * 2, "b, and a in two pieces, in both panels"
+    for b, before, after in (drawn[:3], drawn[3:]):
+        assert after[0] == b[-1] != before[-1], "a goes on where b was"
 
     from lavatar.platform import runs as all_runs
 
