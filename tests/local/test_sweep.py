@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_files import nothing_left, until
 from submit_files import TOY, Lavatar, descendants
 
+from lavatar.cluster.schedulers import REDUCTION
 from lavatar.configs.recipe import load_recipe
 from lavatar.configs.space import load_space
 from lavatar.contracts import StageKind
@@ -197,9 +199,11 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_what_asha_knew(lavatar: La
     result = json.loads(out)
     assert result["state"] == "finished"
     assert result["best"]["params"]["avatar_training.learning_rate"] == GOOD
-    later = [row for name, row in after.items() if name not in before]
-    assert later
-    assert {(row["state"], row["reports"][-1]["step"]) for row in later} == {("stopped", EVERY)}
+    rung = [row["reports"][0]["psnr"] for row in after.values()]
+    stopped = [(row["state"], row["reports"][-1]["step"]) == ("stopped", EVERY) for row in after.values()]
+    worse = [rung[i] < np.percentile(rung[:i], 100 * (1 - 1 / REDUCTION)) for i in range(len(before), len(rung))]
+    assert stopped[len(before) :] == worse, "below the best third of all that came to the first rung before"
+    assert worse[0], "without the memory the first one would have had nothing to be worse than"
     assert lavatar(*line)[1] == out, "it is done: nothing runs"
     assert not (folder / "tune").exists()
 
