@@ -42,7 +42,8 @@ def plot(sweep: Sweep, trials: Mapping[str, Any]) -> str:
     better = "lower" if sweep.mode == "min" else "higher"
     title = f"{sweep.kind.value} of {sweep.avatar}, {sweep.metric} ({better} is better) of {len(rows)} trials{best}"
     white, text = '<rect width="100%" height="100%" fill="white"/>', _text(LEFT, 22, title, 'font-size="13"')
-    return "\n".join([head, white, text, _key([_look(row, won) for row in rows]), *panels, "</svg>", ""])
+    key = _key([_look(row, won) for row in rows], any(row.get("copies") for row in rows))
+    return "\n".join([head, white, text, key, *panels, "</svg>", ""])
 
 
 def _look(row: Mapping[str, Any], won: Mapping[str, Any] | None) -> str:
@@ -51,13 +52,15 @@ def _look(row: Mapping[str, Any], won: Mapping[str, Any] | None) -> str:
     return row["state"] if row["state"] in LOOKS else "interrupted"
 
 
-def _key(looks: Sequence[str]) -> str:
-    """What the colours that occur mean."""
+def _key(looks: Sequence[str], copied: bool) -> str:
+    """What the colours that occur mean, and a ring where there is one."""
     parts, x = [], float(LEFT)
     for look, (colour, meaning) in LOOKS.items():
         if look in looks:
             parts += [_dot(x + 4, 38, colour, 4), _text(x + 12, 42, meaning)]
             x += 30 + 6 * len(meaning)
+    if copied:
+        parts += [_ring(x + 4, 38, "#333"), _text(x + 14, 42, "goes on with the weights of another")]
     return "\n".join(parts)
 
 

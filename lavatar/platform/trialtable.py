@@ -11,8 +11,8 @@ from lavatar.platform.sweeps import Sweep
 
 
 def trial_rows(sweep: Sweep, trials: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each trial its number, state, last step, metric (None: not measured), seconds of training, values, message, and
-    in population based training each time it took another one's weights."""
+    """Of each trial its number, state, last step, metric (None: not measured), seconds of training, values, message;
+    and in population based training each time it took another one's weights."""
     return [
         {
             "trial": row["number"],
