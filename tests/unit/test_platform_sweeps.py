@@ -366,7 +366,7 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     copy = {"trial": 2, "step": 10, "at": 10, "params": {"avatar.samples": 9}}
     assert json.loads(runs["trial 1"].data.tags["lavatar.copies"]) == [copy]
     assert "lavatar.copies" not in runs["trial 2"].data.tags
-    said = "trial 1, at step 10, goes on with the weights of trial 2 at step 10 and avatar.samples=9"
+    said = "info: trial 1, at step 10, goes on with the weights of trial 2 at step 10 and avatar.samples=9"
     assert [text for text in display.messages if "weights" in text] == [said]
     (row, other) = trial_rows(sweep, board.data)
     assert (row["copies"], other["copies"]) == ([copy], [])
