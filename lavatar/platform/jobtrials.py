@@ -8,6 +8,7 @@ from lavatar.errors import DataError
 from lavatar.inference.document import Html, data_address, grid, joined, tag
 from lavatar.inference.tables import NONE
 from lavatar.platform import sweeps
+from lavatar.platform.trialtable import copies_text
 
 
 def draw_trials(folder: Path) -> Html:
@@ -29,6 +30,8 @@ def draw_trials(folder: Path) -> Html:
         rows.append((title, row["state"], f"{step:,}", *map(_cell, numbers)))
     table = grid(("trial", "state", "step", sweep.metric, *keys), rows, label="trials") if rows else None
     told = [tag("p", f"Trial {row['number']} failed: {row['message']}") for row in ranked if row.get("message")]
+    copied = [(row["number"], copies_text(row["copies"])) for row in ranked if row.get("copies")]
+    told += [tag("p", f"Trial {number} went on with the weights of {whose} steps.") for number, whose in copied]
     return joined([tag("p", said), table, *told, _plot(folder)])
 
 

@@ -20,6 +20,7 @@ from report_files import STEPS, World
 from report_files import world as new_world
 from submit_files import Lavatar
 
+from lavatar.configs.sweep import Donor
 from lavatar.contracts import StageResult
 from lavatar.errors import FaceError, StageFailedError
 from lavatar.platform import sweeps
@@ -205,6 +206,7 @@ def test_what_a_sweep_needs_has_a_page_with_its_trials(world: World, actor: str 
     for name, rate, psnr in (("a", 0.1, 21.0), ("b", 0.5, 23.0)):
         board.started(name, {"avatar_loss.lambda_lr": rate})
         board.reported(name, {"step": 10, "training_seconds": 1.0, "psnr": psnr})
+    board.started("b", {"avatar_loss.lambda_lr": 0.5}, Donor("a", 10))
     board.failed("a", "no face was found", "")
     (folder / sweeps.PLOT).write_text(plot(sweep, board.data))
     found = facts(world, plan)
@@ -213,6 +215,7 @@ def test_what_a_sweep_needs_has_a_page_with_its_trials(world: World, actor: str 
     assert re.findall(r"<td>(2[13])</td><td>(0.[15])</td>", text) == [("23", "0.5"), ("21", "0.1")]
     assert "<b>2, best</b>" in text
     assert "Trial 1 failed: no face was found" in text
+    assert "Trial 2 went on with the weights of trial 1 at 10 steps." in text
     assert 'src="data:image/svg+xml;base64,' in text
     assert ">preprocess:A</th><td>" in text, "its figures"
     assert ("avatar: terms of the loss" in text) == (actor is not None), "of a sweep of the pair the avatar is trained"
