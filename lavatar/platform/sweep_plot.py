@@ -121,7 +121,7 @@ def _pieces(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], across: s
     for copy in reversed(row.get("copies", ())):
         own = [report for report in after if report["step"] > copy["step"]]
         after = after[: len(after) - len(own)]
-        donor = next((other["reports"] for other in rows if other["number"] == copy["trial"]), [])
+        donor = [report for other in rows if other["number"] == copy["trial"] for report in other["reports"]]
         begins = [report for report in donor if report["step"] == copy["step"]]
         pieces.insert(0, _line([*begins, *own], across, metric))
     pieces.insert(0, _line(after, across, metric))
