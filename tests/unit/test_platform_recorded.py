@@ -15,14 +15,15 @@ import pytest
 
 from lavatar.contracts import StageKind, StageResult, StageSpec, measures_time
 from lavatar.errors import UnknownJobError, UsageError
-from lavatar.platform import lookup, machine, provenance
+from lavatar.platform import ledger, lookup, machine, provenance
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
+from lavatar.platform.leases import Owner
 from lavatar.platform.recorded import compare, find, recorded
 from lavatar.platform.registry import Registry
 from lavatar.platform.runs import end_abandoned
 from lavatar.platform.sink import MlflowSink
-from lavatar.platform.tables import Stage
+from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import PROVENANCE_TAG, Tracker, quiet
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -302,3 +303,19 @@ def test_a_run_without_its_process_is_ended_before_somebody_looks(world: World, 
     end_abandoned(world[0], said.append)
     assert tracker.client.get_run(run).info.status == "KILLED"
     assert any(run[:8] in line for line in said)
+
+
+def test_a_run_of_another_machines_job_is_ended_once_its_lease_has_run_out(world: World, tracker: Tracker) -> None:
+    home, registry, _ = world
+    plan = make_plan(home, "Y", "Z")
+    ledger.store_plan(registry, home, plan, "elsewhere")
+    ledger.claim_job(registry, plan.job_id, Owner("far", "another machine", 1, 1.0))
+    run = str(tracker.open_job("elsewhere", plan.job_id, None, {}))
+    ledger.set_run(registry, lookup.get_job(registry, plan.job_id), run, open_=True)
+    end_abandoned(home, lambda text: None)
+    assert tracker.client.get_run(run).info.status == "RUNNING", "its lease holds"
+    with registry.write() as session:
+        session.execute(ledger.update(Job).where(Job.id == plan.job_id).values(lease_until=1.0))
+    end_abandoned(home, lambda text: None)
+    assert tracker.client.get_run(run).info.status == "KILLED"
+    ledger.release_dead(registry)
