@@ -198,7 +198,8 @@ def test_a_registry_of_before_keeps_its_pairs(tmp_path: Path) -> None:
 
     ledger.store_plan(registry, home, plan, "x")
     with registry.write() as session:  # back to what revision 0001 made
-        session.execute(sa.text("DROP TABLE job_pairs"))
+        for table in ("job_pairs", "homes"):
+            session.execute(sa.text(f"DROP TABLE {table}"))
         for table, column in (("jobs", "cancel"), ("jobs", "priority"), ("stages", "warm")):
             session.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for column in ("avatar_digest", "actor_digest"):
