@@ -22,6 +22,12 @@ PAIR = "lavatar-pair-ann-bob"
 SIZE = TOY["avatar.image_size"]
 
 
+@pytest.fixture(autouse=True)
+def of_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are looked up in the homes' MLflow: one that was used in this process before stays in its environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="module")
 def elsewhere(undisturbed_home: Lavatar, tmp_path_factory: pytest.TempPathFactory) -> Lavatar:
     """A home with nothing but the pair, from a file that another home wrote."""
