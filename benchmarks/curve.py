@@ -107,7 +107,9 @@ class Watched:
         return time.monotonic() - self.began - self.looked
 
     def add(self, done: int) -> None:
-        """One row of the curve."""
+        """One row of the curve; none where the last one stands already (a look that was due at the last step)."""
+        if self.rows and self.rows[-1]["steps"] == done:
+            return
         synchronize()
         seconds, start = self.seconds(), time.monotonic()
         figures = self.look.figures(self.task)
