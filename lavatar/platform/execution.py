@@ -19,7 +19,7 @@ from lavatar.platform.planning import SECTIONS, Plan, PlannedStage, listed
 from lavatar.platform.progress import Display, duration
 from lavatar.platform.registry import Registry
 from lavatar.platform.states import State
-from lavatar.platform.tables import Job
+from lavatar.platform.tables import Job, Stage
 from lavatar.platform.tracking import Tracker
 
 STOPS = (KeyboardInterrupt, SystemExit, Interrupted)
@@ -94,6 +94,16 @@ class Active:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
+
+
+def keep_run(registry: Registry, tracker: Tracker, row: Stage | Job, run_id: str | None, what: str) -> None:
+    """Write down the run that was opened for a row of ours. If it was taken over while MLflow answered, its run is the
+    next owner's; one of our own is ended, for nobody else knows it. Raises JobError then."""
+    known = row.mlflow_run_id
+    if not ledger.set_run(registry, row, run_id, open_=run_id is not None):
+        if run_id != known:
+            tracker.end(run_id, State.INTERRUPTED)
+        raise taken_over(what)
 
 
 class Execution:
@@ -228,7 +238,7 @@ class Execution:
             params = stage_params(planned.spec, SECTIONS[planned.spec.kind])
             parent = self._job.mlflow_run_id
             run_id = self._tracker.open_stage(self._job.experiment, planned.name, row.mlflow_run_id, parent, params)
-            ledger.set_run(self._registry, row, run_id, open_=run_id is not None)
+            keep_run(self._registry, self._tracker, row, run_id, planned.name)
             self._tracker.log_inputs(run_id, inputs_of(self._registry, self._plan, planned.spec))
         factory = self._tracker.sink_factory(run_id) if self._tracker else None
         try:
@@ -398,7 +408,8 @@ class Execution:
 
     def _end_run(self, key: str, run_id: str | None, state: State) -> None:
         row = lookup.get_stage(self._registry, key)
-        if self._tracker and run_id and row and self._tracker.end(run_id, state):
+        ours = row is not None and row.owner in (None, self._owner.id)  # else the next owner goes on with the run
+        if self._tracker and run_id and row and ours and self._tracker.end(run_id, state):
             ledger.set_run(self._registry, row, run_id, open_=False)
 
     def _cached(self, planned: PlannedStage) -> None:

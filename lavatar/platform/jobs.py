@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from lavatar.errors import Cancelled, Interrupted, JobError, LavatarError
 from lavatar.platform import leases, ledger, lookup
-from lavatar.platform.execution import STOPS, Execution, Office
+from lavatar.platform.execution import STOPS, Execution, Office, keep_run
 from lavatar.platform.inputs import data_of
 from lavatar.platform.leases import HEARTBEAT_SECONDS, Owner, heartbeat, taken_over
 from lavatar.platform.planning import Plan, PlannedStage
@@ -63,7 +63,7 @@ def _run_claimed(office: Office, plan: Plan, job: Job, todo: list[PlannedStage],
     if tracker:
         _end_stale_runs(registry, tracker)
         run_id = tracker.open_job(job.experiment, job.id, job.mlflow_run_id, _job_params(plan))
-        ledger.set_run(registry, job, run_id, open_=run_id is not None)
+        keep_run(registry, tracker, job, run_id, "this job")
         tracker.log_origin(run_id, plan.recipe.model_dump(mode="json"))
     state = State.FAILED
     try:

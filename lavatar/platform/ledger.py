@@ -212,12 +212,19 @@ def set_progress(registry: Registry, key: str, owner: Owner, done: int | None, t
 
 
 @patiently
-def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: bool) -> None:
-    """Remember the MLflow run of a stage or a job, and whether it still has to be ended."""
+def set_run(registry: Registry, row: Stage | Job, run_id: str | None, *, open_: bool) -> bool:
+    """Remember the MLflow run of a stage or a job, and whether it still has to be ended.
+
+    False, and nothing is written, if it has another owner by now than `row` says: its run is that one's.
+    """
+    table: type[Stage | Job] = type(row)
+    this = Job.id == row.id if isinstance(row, Job) else Stage.key == row.key
+    same = update(table).where(this, table.owner == row.owner)
     with registry.write() as session:
-        table, column, value = (Job, Job.id, row.id) if isinstance(row, Job) else (Stage, Stage.key, row.key)
-        session.execute(update(table).where(column == value).values(mlflow_run_id=run_id, mlflow_open=open_))
-    row.mlflow_run_id, row.mlflow_open = run_id, open_
+        changed: int = session.execute(same.values(mlflow_run_id=run_id, mlflow_open=open_)).rowcount  # type: ignore[attr-defined]
+    if changed:
+        row.mlflow_run_id, row.mlflow_open = run_id, open_
+    return changed > 0
 
 
 @patiently

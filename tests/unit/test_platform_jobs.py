@@ -510,6 +510,58 @@ def test_a_stage_that_was_taken_over_ends_the_job(
     assert lookup.get_job(registry, plan.job_id).state == "failed"
 
 
+@pytest.mark.parametrize("what", ["this job", "avatar:A"])
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_taken_over_while_its_run_is_opened_has_the_run_of_its_heir(
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch, what: str, known: bool
+) -> None:
+    """A driver that freezes while MLflow answers. The run of an earlier attempt is the heir's now, its own new one is
+    ended."""
+    home, registry = world
+    plan = make_plan(home)
+    name = plan.job_id if what == "this job" else what
+    ended: list[str | None] = []
+
+    class Robbed(NoTracker):
+        def open_job(self, experiment: str, job_id: str, run_id: str | None, params: object) -> str:
+            return self.opened(job_id, run_id)
+
+        def open_stage(self, experiment: str, name: str, run_id: str | None, parent: str | None, params: object) -> str:
+            return self.opened(name, run_id)
+
+        def opened(self, row: str, run_id: str | None) -> str:
+            if row == name:
+                assert (run_id is not None) == known
+                table = ledger.Job if what == "this job" else ledger.Stage
+                here = ledger.Job.id == row if what == "this job" else ledger.Stage.key == avatar
+                heirs = {"owner": "somebody else", "mlflow_run_id": run_id or "run of the heir", "mlflow_open": True}
+                with registry.write() as session:
+                    session.execute(ledger.update(table).where(here).values(**heirs))
+            return run_id or f"run of {row}"
+
+        def end(self, run_id: str | None, state: object) -> bool:
+            ended.append(run_id)
+            return True
+
+    def failing(handle: FakeHandle) -> StageResult:
+        raise FaceError("no face")
+
+    avatar = plan.stage(StageKind.AVATAR).key
+    if known:
+        with pytest.raises(StageFailedError):
+            run_job(office(home, registry, FakeRunner({"avatar": failing})), plan)
+    monkeypatch.setattr(jobs, "Tracker", Robbed)
+    runner = FakeRunner()
+    with pytest.raises(JobError, match=f"another process has taken {what} over"):
+        run_job(office(home, registry, runner), plan)
+    assert "avatar:A" not in runner.started
+    row = lookup.get_job(registry, plan.job_id) if what == "this job" else lookup.get_stage(registry, avatar)
+    assert row is not None
+    assert (row.owner, row.mlflow_open) == ("somebody else", True)
+    assert row.mlflow_run_id == (f"run of {name}" if known else "run of the heir")
+    assert (f"run of {name}" in ended) == (not known)
+
+
 def test_a_worker_that_was_told_to_stop_interrupts_the_job(world: tuple[Home, Registry]) -> None:
     home, registry = world
 
