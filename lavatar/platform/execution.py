@@ -290,13 +290,13 @@ class Execution:
             if active.suspended:
                 self._again(active, "the registry did not answer for too long", "It goes on when the registry answers.")
                 return False
-            self._end(planned, active.run_id, State.INTERRUPTED, error.message, error.hint)
+            self._end_ours(planned, active.run_id, State.INTERRUPTED, error.message, error.hint)
             raise
         except Exception as error:  # a stage may fail in any way; the others and the registry go on
             if isinstance(error, ShardError | ObjectError) and self._make_again(active, error):
                 return False
             message, hint = ledger.failure(error)
-            self._end(planned, active.run_id, State.FAILED, message, hint)
+            self._end_ours(planned, active.run_id, State.FAILED, message, hint)
             failure = StageFailedError(f"{planned.name} failed: {message}", hint)
             failure.__cause__ = error
             self._fail(planned, failure)
@@ -341,7 +341,7 @@ class Execution:
 
     def _again(self, active: Active, message: str, hint: str) -> None:
         """The stage ended without a result, and is started again by and by."""
-        self._end(active.planned, active.run_id, State.INTERRUPTED, message, hint)
+        self._end_ours(active.planned, active.run_id, State.INTERRUPTED, message, hint)
         self._waiting[active.planned.key] = active.planned
 
     def _finish(self, active: Active, result: StageResult) -> None:
@@ -398,13 +398,20 @@ class Execution:
                 text = ledger.failure(error)[0]
             self._end(active.planned, active.run_id, State.INTERRUPTED, text, "Submit again: it goes on from there.")
 
-    def _end(self, planned: PlannedStage, run_id: str | None, state: State, message: str, hint: str) -> None:
-        """A stage ended without a result."""
-        if ledger.end_stage(self._registry, planned.key, self._owner, state, message, hint):
+    def _end_ours(self, planned: PlannedStage, run_id: str | None, state: State, message: str, hint: str) -> None:
+        """The same while the job goes on. Raises JobError if another process has the stage by now."""
+        if not self._end(planned, run_id, state, message, hint):
+            raise taken_over(planned.name)
+
+    def _end(self, planned: PlannedStage, run_id: str | None, state: State, message: str, hint: str) -> bool:
+        """A stage ended without a result. False if it was taken over."""
+        ours = ledger.end_stage(self._registry, planned.key, self._owner, state, message, hint)
+        if ours:
             self._end_run(planned.key, run_id, state)
         self._display.state(planned.name, state.value)
         level = "error" if state is State.FAILED else "warning"
         self._say(planned, f"{state.value}: {message}", level, show=False)
+        return ours
 
     def _end_run(self, key: str, run_id: str | None, state: State) -> None:
         row = lookup.get_stage(self._registry, key)

@@ -484,9 +484,9 @@ def test_a_damaged_model_is_trained_again(world: tuple[Home, Registry]) -> None:
     assert read_result(spec) is not None
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("then", ["goes on", "ends", "stops", "fails"])
 def test_a_stage_that_was_taken_over_ends_the_job(
-    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch, goes_on: bool
+    world: tuple[Home, Registry], monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     """Another machine took the stage when its lease had run out; the job's own lease is still ours."""
     home, registry = world
@@ -497,9 +497,13 @@ def test_a_stage_that_was_taken_over_ends_the_job(
         with registry.write() as session:
             avatar = ledger.Stage.kind == StageKind.AVATAR.value
             session.execute(ledger.update(ledger.Stage).where(avatar).values(owner="somebody else"))
-        if goes_on:
+        if then == "goes on":
             handle.emit(Event(handle.spec.name, done=7, total=9, unit="steps"))
             handle.until_cancelled()
+        if then == "stops":  # as what trains does when it hears nothing of its driver
+            raise Interrupted("told to stop")
+        if then == "fails":
+            raise FaceError("no face")
         return finish(handle)
 
     with pytest.raises(JobError, match="another process has taken avatar:A over"):
