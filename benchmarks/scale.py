@@ -5,6 +5,8 @@
 Everything but the training is real: a cluster of several Ray nodes on this machine with pretended GPUs, the queue, the
 registry, MLflow, one driver. Each pair holds a GPU for `ideal × GPUs ÷ pairs` seconds, so that the ideal wall time,
 work ÷ GPUs, is about the same for every number of GPUs; an avatar takes as long as a pair. Ends in a table and a file.
+
+--alone: the same work as bare Ray tasks on the same cluster first. What a stage costs beyond them is lavatar's own.
 """
 
 from __future__ import annotations
@@ -127,7 +129,29 @@ def _address() -> str:
     return found[0] if found else "127.0.0.1"
 
 
-def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[str, Any]:
+def bare(root: Path, address: str, tasks: int, seconds: float) -> list[tuple[float, float]]:
+    """As many pieces of work as bare Ray tasks, all handed to Ray at once: when each began and ended."""
+    import ray
+
+    from lavatar.cluster import session
+
+    connected = session.attach(root, address)
+    try:
+        work = ray.remote(num_cpus=1, num_gpus=1, max_calls=0)(_hold)
+        spans: list[tuple[float, float]] = ray.get([work.remote(seconds) for _ in range(tasks)])
+        return spans
+    finally:
+        connected.stop()
+
+
+def _alone(address: str, tasks: int) -> list[tuple[float, float]]:
+    """`bare` in a process of its own, as any driver is."""
+    command = [sys.executable, __file__, "--bare", address, "--one", str(tasks)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [(began, ended) for began, ended in json.loads(answer.strip().splitlines()[-1])]
+
+
+def run(root: Path, gpus: int, avatars: int, actors: int, alone: bool) -> dict[str, Any]:
     """One job on `gpus` GPUs; its figures. In a process of its own: Ray reads its settings once."""
     from lavatar.cluster.stages import StageRunner
     from lavatar.configs.recipe import load_recipe
@@ -154,6 +178,7 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
         began = time.monotonic()
         plan = make_plan(home, registry, pairs, recipe, shared=False)
         planned = time.monotonic() - began
+        before = _alone(nodes.head.address, len(pairs) + avatars) if alone else []
         watch.count(registry)
         watch.start()
 
@@ -166,6 +191,7 @@ def run(root: Path, gpus: int, avatars: int, actors: int, ideal: float) -> dict[
         watch.stop()
         listed = [_timed([sys.executable, "-m", "lavatar.platform.cli", "jobs", "list"]) for _ in range(3)]
         figures = _figures(registry, plan, gpus, float(os.environ[SECONDS]))
+        figures |= _beyond(before, figures) if alone else {}
         stages = len(plan.stages)
         return {
             "gpus": gpus, "pairs": len(pairs), "stages": stages, "plan_seconds": planned, "wall_seconds": wall,
@@ -201,6 +227,16 @@ def _figures(registry: Any, plan: Any, gpus: int, seconds: float) -> dict[str, A
     }  # fmt: skip
 
 
+def _beyond(alone: list[tuple[float, float]], job: dict[str, Any]) -> dict[str, Any]:
+    """What bare Ray tasks take between two pieces of work, and what a stage of the job takes beyond that on average."""
+    gaps = _summary(_gaps(alone))
+    took = max(ended for _, ended in alone) - min(began for began, _ in alone)
+    return {
+        "ray_turnover_seconds": gaps, "ray_of_ideal": job["ideal_seconds"] / took,
+        "overhead_a_stage_seconds": job["turnover_seconds"]["mean"] - gaps["mean"],
+    }  # fmt: skip
+
+
 def _gaps(spans: list[tuple[float, float]]) -> list[float]:
     """How long a GPU stood idle between two stages: each beginning takes the GPU that has been free the longest."""
     free: list[float] = []
@@ -233,11 +269,20 @@ def _timed(command: list[str]) -> float:
 @click.option("--actors", default=40, show_default=True)
 @click.option("--ideal", default=800.0, show_default=True, help="Work ÷ GPUs of the pairs, in seconds.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A JSON file of all figures.")
+@click.option("--alone", is_flag=True, help="First the same work as bare Ray tasks, to compare with.")
 @click.option("--one", hidden=True, type=int)
-def main(gpus: tuple[int, ...], avatars: int, actors: int, ideal: float, output: Path | None, one: int | None) -> None:
+@click.option("--bare", "address", hidden=True)
+def main(
+    gpus: tuple[int, ...], avatars: int, actors: int, ideal: float, output: Path | None, alone: bool,
+    one: int | None, address: str | None,
+) -> None:  # fmt: skip
     """Run the job at each number of GPUs."""
     if one is not None:
-        click.echo(json.dumps(run(Path(os.environ["LAVATAR_HOME"]), one, avatars, actors, ideal)))
+        home = Path(os.environ["LAVATAR_HOME"])
+        answer = (
+            bare(home, address, one, float(os.environ[SECONDS])) if address else run(home, one, avatars, actors, alone)
+        )
+        click.echo(json.dumps(answer))
         return
     rows = []
     for number in gpus:
@@ -245,7 +290,7 @@ def main(gpus: tuple[int, ...], avatars: int, actors: int, ideal: float, output:
             seconds = ideal * number / (avatars * actors)
             environment = {**os.environ, "LAVATAR_HOME": f"{folder}/home", SECONDS: str(seconds)}
             options = ["--one", str(number), "--avatars", str(avatars), "--actors", str(actors)]
-            command = [sys.executable, __file__, *options]
+            command = [sys.executable, __file__, *options, *(["--alone"] if alone else [])]
             answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows.append(json.loads(answer.strip().splitlines()[-1]))
             click.echo(json.dumps(rows[-1], indent=1))

@@ -68,3 +68,14 @@ def test_the_figures_of_a_small_schedule(monkeypatch: pytest.MonkeyPatch) -> Non
         "turnover_seconds": {"mean": 1.0, "p50": 1.0, "p95": 1.0},
         "preview_after_pair_seconds": {"mean": 3.0, "p50": 2.0, "p95": 6.0},
     }
+
+
+def test_what_a_stage_takes_beyond_bare_tasks() -> None:
+    """Tasks of 10 s on two GPUs, 0.5 and 1.5 s between two: 22 s where 20 are ideal."""
+    alone = [(0.0, 10.0), (0.5, 10.5), (10.5, 20.5), (12.0, 22.0)]
+    job = {"ideal_seconds": 20.0, "turnover_seconds": {"mean": 1.2, "p50": 0.0, "p95": 0.0}}
+    assert scale._beyond(alone, job) == {
+        "ray_turnover_seconds": {"mean": 1.0, "p50": 1.5, "p95": 1.5},
+        "ray_of_ideal": pytest.approx(20 / 22),
+        "overhead_a_stage_seconds": pytest.approx(0.2),
+    }
