@@ -5,10 +5,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 QUICK := tests/unit tests/golden
-# a process a core, but four at most: each takes 1.3 GB. Whole jobs come one after the other: each wants all cores
+# a process a core, but four at most: each takes 1.3 GB
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
-WHOLE := tests/local tests/gpu
-both = failed=0; for tests in "$(QUICK) $(SIDE_BY_SIDE)" "$(WHOLE)"; do \
+# two whole jobs at once, 5 GB each: one waits for its processes to start while the other computes
+TWO := -n 2 --dist loadfile
+suites = failed=0; for tests in "$(QUICK) $(SIDE_BY_SIDE)" "tests/local $(2)" tests/gpu; do \
 	echo "pytest $$tests" $(subst ",',$(1)); $(BIN)/python -m pytest $$tests $(1) || failed=1; done; exit $$failed
 DEMO_SET := --set preprocess.portrait_size=256 --set preprocess.synthetic_frames=600 --set avatar_training.steps=700 --set ynet_training.steps=250
 
@@ -32,10 +33,10 @@ demo: setup
 	$(BIN)/lavatar submit --avatar ada --actor bruna --recipe tiny $(DEMO_SET)
 
 test: setup
-	@$(call both,-m "not slow")
+	@$(call suites,-m "not slow",$(TWO))
 
 test-all: setup
-	@$(call both,)
+	@$(call suites,,)
 
 check: setup
 	$(BIN)/ruff check lavatar tests benchmarks
