@@ -88,7 +88,11 @@ class Home:
         return self.root / "mlartifacts"
 
     def identity(self) -> str:
-        """A name that no other home has, made at first use: it marks what lies elsewhere and belongs here."""
+        """A name that no other home has, made at first use: it marks what lies elsewhere and belongs here.
+
+        Raises StorageError when the home cannot be written.
+        """
+        self.ensure()
         with (self.root / "id").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)

@@ -68,6 +68,16 @@ def test_a_home_that_does_not_hold_the_results_is_refused_and_loses_nothing(worl
     assert submit(here, registry) == [], "nothing is to be done again"
 
 
+def test_a_home_is_made_before_it_is_asked_for_its_name(tmp_path: Path) -> None:
+    """With a registry on a server nothing has made it before the first job."""
+    new = Home(tmp_path / "new" / "home")
+    name = new.identity()
+    assert name == new.identity() == Home(new.root).identity()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        Home(tmp_path / "file").identity()
+
+
 def test_doctor_leaves_them_and_adopts_them_when_told(
     world: World, lavatar: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
