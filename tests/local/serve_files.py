@@ -19,6 +19,9 @@ from submit_files import LIMIT
 
 from lavatar.platform.commands import ui
 
+PYTHON = os.environ.get("LAVATAR_TEST_PYTHON", sys.executable)
+"""Whose lavatar predicts and serves: of another environment, where it is installed and nothing else of a checkout is."""
+
 PREDICT = """
 import sys, mlflow, numpy
 model = mlflow.pyfunc.load_model(sys.argv[1])
@@ -28,7 +31,8 @@ numpy.save(sys.argv[3], model.predict(numpy.load(sys.argv[2])))
 
 def clean(tracking_uri: str) -> dict[str, str]:
     """The environment of somebody who knows of MLflow alone: nothing of a home, a registry, a store or its secrets."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("LAVATAR_", "MLFLOW_", "AWS_"))}
+    no = ("LAVATAR_", "MLFLOW_", "AWS_", *(["PYTHONPATH", "VIRTUAL_ENV"] if PYTHON != sys.executable else []))
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(no)}
     cache = {k: v for k, v in os.environ.items() if k == "LAVATAR_WEIGHTS"}
     return {**ours, **cache, "MLFLOW_TRACKING_URI": tracking_uri, "OMP_NUM_THREADS": "1"}
 
@@ -40,7 +44,7 @@ def predicted(
     np.save(folder / "in.npy", pictures)
     words = (model, str(folder / "in.npy"), str(folder / "out.npy"))
     done = subprocess.run(
-        [*before, sys.executable, "-c", PREDICT, *words], env=clean(tracking_uri), cwd=folder, capture_output=True,
+        [*before, PYTHON, "-c", PREDICT, *words], env=clean(tracking_uri), cwd=folder, capture_output=True,
         text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -53,7 +57,7 @@ def predicted(
 def served(tracking_uri: str, model: str, folder: Path) -> Iterator[str]:
     """`mlflow models serve` of a model; its address."""
     port = ui._free_port(5400)
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    command = [PYTHON, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "-h", "127.0.0.1", "-p", str(port)], env=clean(tracking_uri), cwd=folder, stdout=log, stderr=log,

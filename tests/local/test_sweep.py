@@ -292,7 +292,6 @@ def test_the_pair_is_swept_and_its_winner_is_promoted(lavatar: Lavatar) -> None:
 
 @pytest.mark.slow
 def test_optuna_chooses_the_values(lavatar: Lavatar) -> None:
-    pytest.importorskip("optuna", reason="optuna is an extra: pip install 'lavatar[optuna]'")
     space = "avatar_training.learning_rate: {loguniform: [1e-9, 1e-2]}\n"
     code, out = lavatar(*command(lavatar, space, "--trials", "3", "--search", "optuna", "--concurrent", "1"))
     assert code == 0, lavatar.errors()
