@@ -20,7 +20,7 @@ from submit_files import LIMIT
 from lavatar.platform.commands import ui
 
 PYTHON = os.environ.get("LAVATAR_TEST_PYTHON", sys.executable)
-"""Whose lavatar predicts and serves: of another environment, where it is installed and nothing else of a checkout is."""
+"""Whose lavatar predicts and serves: another environment's, where it is installed and nothing of a checkout is."""
 
 PREDICT = """
 import sys, mlflow, numpy
@@ -31,7 +31,7 @@ numpy.save(sys.argv[3], model.predict(numpy.load(sys.argv[2])))
 
 def clean(tracking_uri: str) -> dict[str, str]:
     """The environment of somebody who knows of MLflow alone: nothing of a home, a registry, a store or its secrets."""
-    no = ("LAVATAR_", "MLFLOW_", "AWS_", *(["PYTHONPATH", "VIRTUAL_ENV"] if PYTHON != sys.executable else []))
+    no = ("LAVATAR_", "MLFLOW_", "AWS_", *(["PYTHONPATH", "VIRTUAL_ENV"] if sys.executable != PYTHON else []))
     ours = {k: v for k, v in os.environ.items() if not k.startswith(no)}
     cache = {k: v for k, v in os.environ.items() if k == "LAVATAR_WEIGHTS"}
     return {**ours, **cache, "MLFLOW_TRACKING_URI": tracking_uri, "OMP_NUM_THREADS": "1"}
