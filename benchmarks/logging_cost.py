@@ -1,10 +1,11 @@
 """What tracking costs a training: an avatar on a synthetic subject, logged as a job logs it (MLflow with SQLite).
 
-    python benchmarks/logging_cost.py --recipe tiny --steps 400
+    python benchmarks/logging_cost.py --recipe tiny --steps 700
 
-Two shares of one process, so that a busy machine moves both sides: the time that the training loop spends in the
-metric sink and in looking at its pace, of its own time; and the processor time of the sink's thread, which sends, of
-the whole process's. The first seconds, in which MLflow is imported and the kernels warm up, are told apart.
+Shares of one process, so that a busy machine moves both sides. Of the training loop's own time: what it spends in the
+metric sink, in looking at its pace, in waiting for what is unsent at a checkpoint, and in drawing the sample pictures;
+each is told apart. Of the process's processor time: that of the sink's thread, which sends. There are as many
+checkpoints and pictures as the recipe wants. The first seconds, in which MLflow is imported, do not count.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lavatar.contracts import NullSink, StageKind, StageSpec, VideoSource
 from lavatar.platform.home import Home
 from lavatar.platform.sink import MlflowSink
 from lavatar.platform.tracking import Tracker
+from lavatar.training import loop
 from lavatar.training.pace import Pace
 
 
@@ -52,8 +54,9 @@ class Clock:
 class Start:
     """Where things stood when the first steps were done."""
 
-    def __init__(self, sink: MlflowSink, clock: Clock) -> None:
-        self.wall, self.sent, self.logged = time.perf_counter(), sender_seconds(sink), clock.seconds
+    def __init__(self, sink: MlflowSink, clocks: dict[str, Clock]) -> None:
+        self.wall, self.sent = time.perf_counter(), sender_seconds(sink)
+        self.spent = {name: (clock.seconds, clock.calls) for name, clock in clocks.items()}
         self.process = time.process_time()
 
 
@@ -66,12 +69,12 @@ def sender_seconds(sink: MlflowSink) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--warm-up", type=int, default=100, help="steps that do not count")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     own = ["preprocess.portrait_size=256", "preprocess.synthetic_frames=60", "avatar_training.engine=torch"]
-    own += [f"avatar_training.steps={args.steps}", f"avatar_training.checkpoint_every={args.steps}"]
+    own += [f"avatar_training.steps={args.steps}"]
     recipe = load_recipe(args.recipe, [*own, *args.set]).model_dump(mode="json")
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder)).ensure()
@@ -93,31 +96,35 @@ def main() -> None:
 
 def measure(spec: StageSpec, sink: MlflowSink, steps: int, warm_up: int) -> None:
     """Train, and say what of it was logging."""
-    clock, started = Clock(), list[Start]()
-    for owner, names in ((sink, ("log_metrics", "log_picture")), (Pace, ("look",))):
-        for name in names:
-            clock.watch(owner, name)
+    clocks, started = {name: Clock() for name in ("values", "checkpoints", "pictures")}, list[Start]()
+    clocks["values"].watch(sink, "log_metrics")
+    clocks["values"].watch(Pace, "look")
+    clocks["checkpoints"].watch(sink, "flush")
+    clocks["pictures"].watch(loop._Run, "_pictures")  # with handing them to the sink
     counted = Pace.step
 
     def step(self: Pace, make: Any, number: int) -> Any:
         if number == warm_up:
-            started.append(Start(sink, clock))
+            started.append(Start(sink, clocks))
         return counted(self, make, number)
 
     Pace.step = step  # type: ignore[method-assign]
     run_plan(avatar_plan(spec, NullSink()), spec, Worker(), sink, NullSink(), lambda: False)
     (start,) = started
     wall, process = time.perf_counter() - start.wall, time.process_time() - start.process
-    logged, sent = clock.seconds - start.logged, sender_seconds(sink) - start.sent
+    sent = sender_seconds(sink) - start.sent
     count = steps - warm_up
     readings = time.perf_counter()
     for _ in range(100_000):
         time.perf_counter()
     reading = (time.perf_counter() - readings) / 100_000
-    logged += 2 * count * reading  # the two looks at the clock that each step takes
+    clocks["values"].seconds += 2 * count * reading  # the two looks at the clock that each step takes
     sink.close()
     print(f"{threading.active_count()} threads, {count} steps of {1000 * wall / count:.1f} ms")
-    print(f"in the loop: {1e6 * logged / count:.1f} µs a step, {100 * logged / wall:.3f} % of its time")
+    for name, clock in clocks.items():
+        seconds, calls = start.spent[name]
+        spent, times = clock.seconds - seconds, clock.calls - calls
+        print(f"in the loop, {name}: {times} times, {1e6 * spent / count:.1f} µs a step, {100 * spent / wall:.3f} %")
     print(
         f"the sender's thread: {1000 * sent / count:.3f} ms a step, {100 * sent / process:.2f} % of all processor time"
     )
