@@ -53,6 +53,7 @@ def subjects(home: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_rows_are_trained_measured_and_not_done_again(subjects: Path, tmp_path: Path, weights: Path) -> None:
     folder = tmp_path / "out"
     first = subprocess.Popen(
@@ -119,6 +120,7 @@ def recorded_as_a_training_is(home: Path, count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_equal_time_becomes_steps_and_they_are_kept(subjects: Path, tmp_path: Path, weights: Path) -> None:
     folder, minutes, pair_minutes = tmp_path / "out", 0.04, 0.06
     times = ("--minutes", str(minutes), "--pair-minutes", str(pair_minutes))
