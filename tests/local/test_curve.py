@@ -8,8 +8,13 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import curve
 
 from lavatar.configs.recipe import load_recipe
 from lavatar.contracts import NullSink, VideoSource
@@ -54,3 +59,16 @@ def test_a_curve_of_seconds(datasets: list[Path], tmp_path: Path, stop: list[str
         with tarfile.open(tmp_path / f"tiny-{name}.tar") as tar:
             assert len(tar.getnames()) == 3
     assert not list(tmp_path.glob(".tiny/avatar/avatar")), "its checkpoints are not kept"
+
+
+def test_a_look_that_is_due_at_the_last_step_is_not_taken_twice() -> None:
+    figures = {"psnr": 1.0, "ssim": 0.0, "lpips": None, "face": {"psnr": 1.0, "lpips": None}}
+    looks: list[Any] = []
+    look = SimpleNamespace(figures=lambda task: looks.append(task) or figures)
+    watched = curve.Watched(SimpleNamespace(), look, first=1e6, steps={2, 3})  # type: ignore[arg-type]
+    for done in (1, 2, 3):
+        watched.measure(done)
+    watched.add(watched.done)
+    assert [row["steps"] for row in watched.rows] == [2, 3]
+    watched.add(4)
+    assert (len(looks), watched.rows[-1]["steps"]) == (3, 4)
