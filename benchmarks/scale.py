@@ -155,7 +155,7 @@ def run(root: Path, gpus: int, avatars: int, actors: int, alone: bool) -> dict[s
     """One job on `gpus` GPUs; its figures. In a process of its own: Ray reads its settings once."""
     from lavatar.cluster.stages import StageRunner
     from lavatar.configs.recipe import load_recipe
-    from lavatar.platform import jobs
+    from lavatar.platform import jobs, storejob
     from lavatar.platform.execution import Office
     from lavatar.platform.home import Home
     from lavatar.platform.leases import Owner
@@ -164,7 +164,7 @@ def run(root: Path, gpus: int, avatars: int, actors: int, alone: bool) -> dict[s
     from lavatar.platform.registry import open_registry
     from lavatar.platform.subjects import add_subject, describe_synthetic
 
-    jobs.space_needed = lambda stages, people: 0  # the sleeping stages write next to nothing
+    storejob.space_needed = lambda stages, people: 0  # the sleeping stages write next to nothing
     home = Home.from_environment().ensure()
     nodes = Nodes(home.root, gpus)
     watch = Watch()
