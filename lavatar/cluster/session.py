@@ -189,7 +189,7 @@ def running(home: Path) -> list[str | None]:
         try:
             data = json.loads(record.read_text())
             os.kill(int(data["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         found.append(data.get("dashboard"))
     return sorted(found, key=lambda address: address is None)
