@@ -9,10 +9,11 @@ that only its owner reads; Ray sees the file's name.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import platform
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +35,10 @@ HANDED_VARIABLE = "LAVATAR_HANDED"
 """Names the file with those that are secret."""
 _FOLDER, _ONCE = "handed", "job-"
 _WAITED_SECONDS = 86_400.0
+FORGOTTEN_SECONDS = 30 * 86_400.0
+"""After so long without a sign of life, what lies in a home is nobody's, on whichever machine it was made: the one that
+made it may have been started anew since, and then nobody can tell."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def contained(home: Path) -> dict[str, str]:
@@ -60,7 +65,7 @@ def hand_over(home: Path, job: str = "") -> dict[str, str]:
     hidden = {name: value for name, value in values.items() if is_secret(name, value)}
     told = {name: value for name, value in values.items() if name not in hidden}
     if hidden:
-        name = f"{_ONCE}{job}-{secrets.token_hex(4)}" if job else f"{platform.node()}-{os.getpid()}"
+        name = f"{_ONCE}{job}-{secrets.token_hex(4)}" if job else f"{host_mark()}-{os.getpid()}"
         told[HANDED_VARIABLE] = str(_write_private(Path(home).absolute() / _FOLDER, f"{name}.json", hidden))
     return told
 
@@ -111,10 +116,39 @@ def left_behind(home: Path) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):  # its driver has it now
             if time.time() - path.stat().st_mtime > _WAITED_SECONDS:
                 found.append(path)
-    for path in sorted(folder.glob(f"{platform.node()}-*.json")):
-        if not alive(path.stem.rpartition("-")[2]):
+    for path in sorted(folder.glob(f"{socket.gethostname()}-*.json")):
+        if path.name.startswith(f"{host_mark()}-"):
+            gone = not alive(path.stem.rpartition("-")[2])
+        else:
+            gone = silent(path, FORGOTTEN_SECONDS)
+        if gone:
             found.append(path)
     return found
+
+
+def silent(path: Path, seconds: float) -> bool:
+    """Whether nothing was written to that file, or in that folder, for so long."""
+    written, inside = 0.0, (Path(folder) / name for folder, _, files in os.walk(path) for name in files)
+    for part in (path, *inside):
+        with contextlib.suppress(FileNotFoundError):
+            written = max(written, part.lstat().st_mtime)
+    return time.time() - written > seconds
+
+
+def this_host() -> str:
+    """The machine as far as process numbers mean anything: its name, for people, and a word that differs between
+    machines of one name (each start of a kernel has an id) and containers of one machine (each has its own numbers)."""
+    name, parts = socket.gethostname(), []
+    with contextlib.suppress(OSError):
+        parts.append(_BOOT_ID.read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return f"{name} {hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
+
+
+def host_mark() -> str:
+    """The same in names of files."""
+    return this_host().replace(" ", "-")
 
 
 def alive(pid: int | str) -> bool:

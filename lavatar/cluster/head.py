@@ -27,6 +27,9 @@ from lavatar.errors import JobError, UsageError
 
 PORT, DASHBOARD_PORT = 6379, 8265
 ANSWER_SECONDS = 5.0
+MOST_BYTES = 64 * 2**20
+"""Of an answer: what listens at the dashboard's address may be something else."""
+MOST_SUBMISSIONS = 1000
 RECORD = "cluster.json"
 _TOKEN_HINT = "Copy the file that `lavatar cluster status` names there to here, and: export RAY_AUTH_TOKEN_PATH=FILE"
 
@@ -107,7 +110,7 @@ def current(home: Path) -> Head | None:
         return Head(os.environ.get("RAY_ADDRESS", ""), named, urllib.parse.urlsplit(named).hostname or "")
     try:
         head = Head(**json.loads(_record(home).read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return head if node.has_head(home) or (head.host != LOOPBACK and _answers(head)) else None
 
@@ -193,16 +196,20 @@ class Submission:
 
 
 def submissions(home: Path, head: Head, submission_id: str) -> list[Submission]:
-    """All under that id, the newest last. Raises JobError."""
+    """All under that id, the newest last. Raises JobError, also where there is no end of them."""
     found: list[Submission] = []
-    while True:
-        name = _name(submission_id, len(found) + 1)
+    for number in range(1, MOST_SUBMISSIONS + 1):
+        name = _name(submission_id, number)
         try:
             answer = request(home, head, f"/api/jobs/{name}")
         except _Refused:
             return found
         message = answer.get("message") if isinstance(answer, dict) else ""
         found.append(Submission(name, str(_part(answer, "status")), str(message or "").strip()))
+    raise JobError(
+        f"Ray's dashboard at {head.dashboard} knows more than {MOST_SUBMISSIONS} jobs of the name {submission_id}",
+        "See what listens at its address.",
+    )
 
 
 def _name(submission_id: str, number: int) -> str:
@@ -225,9 +232,12 @@ def request(home: Path, head: Head, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     try:
         with _DIRECT.open(urllib.request.Request(head.dashboard + path, data, headers), timeout=30) as answer:
-            return json.loads(answer.read())
+            text = answer.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"its answer is longer than {MOST_BYTES // 2**20} MB")
+        return json.loads(text)
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError, RecursionError) as error:
-        detail = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
+        detail = error.read(1000).decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else str(error)
         refused = _Refused if isinstance(error, urllib.error.HTTPError) and error.code == 404 else JobError
         raise refused(
             f"Ray's dashboard at {head.dashboard} did not take {path}: {detail.strip()[:300]}",

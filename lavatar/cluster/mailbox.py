@@ -4,7 +4,8 @@ One small Ray actor for all stages of a runner. A process posts its events in ba
 learns with each post whether the stage was cancelled, so the training itself never waits for a message.
 
 The driver gives a sign of life now and then. Without one its stages stop, with a checkpoint, before its leases run out:
-another driver may go on then, and two must not train at once.
+another driver may go on then, and two must not train at once. So they do where the mailbox itself does not answer, for
+it may be on the driver's machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Mailbox:
     """Events, cancels and failures by stage key, and when the driver was last heard. Runs as an actor."""
 
     def __init__(self, silence: float = SILENCE_SECONDS) -> None:
-        self._silence, self._heard = silence, time.monotonic()
+        self._silence = silence
+        self._heard = time.monotonic() - silence / 2  # it may be the second mailbox of a driver that is dead
         self._events: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=MOST_WAITING))
         self._cancelled: set[str] = set()
         self._started: set[str] = set()
@@ -147,6 +149,7 @@ class Post:
         self._mailbox, self._key = mailbox, key
         self._waiting: deque[Event] = deque(maxlen=MOST_WAITING)
         self._cancelled = False
+        self._looked, self._waited = time.monotonic(), 0.0  # for an answer
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mailbox-post", daemon=True)
 
@@ -176,5 +179,16 @@ class Post:
         with contextlib.suppress(IndexError):
             while True:
                 events.append(self._waiting.popleft())
-        with contextlib.suppress(Exception):  # no message is worth a training
-            self._cancelled = ray.get(self._mailbox.post.remote(self._key, events), timeout=30)
+        answer, each = None, SILENCE_SECONDS / 8
+        while True:
+            try:
+                answer = answer or self._mailbox.post.remote(self._key, events)
+                self._cancelled, self._waited, self._looked = ray.get(answer, timeout=each), 0.0, time.monotonic()
+                return
+            except Exception as error:  # no message is worth a training
+                now = time.monotonic()
+                self._waited += min(now - self._looked, each + POST_SECONDS)  # not while this process itself was frozen
+                self._looked = now
+                self._cancelled |= self._waited > SILENCE_SECONDS
+                if self._ended.is_set() or not isinstance(error, TimeoutError):
+                    return

@@ -114,8 +114,10 @@ class Share:
 
     @property
     def demand(self) -> Demand:
-        """Of all workers together."""
-        return Demand(self.cpus * self.workers, self.gpus * self.workers, self.memory_gb * self.workers)
+        """Of all workers together. A part of a GPU counts with what it leaves no other such part room for: sums know
+        nothing of devices, and of 0.6 each device takes one."""
+        gpus = 1 / _times(1.0, self.gpus) if 0 < self.gpus < 1 else self.gpus
+        return Demand(self.cpus * self.workers, gpus * self.workers, self.memory_gb * self.workers)
 
 
 def share_of(wanted: StageResources, machine: Machine, section: str = "STAGE") -> Share:

@@ -12,11 +12,9 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import secrets
 import shutil
 import signal
-import socket
 import stat
 import sys
 import tempfile
@@ -26,7 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavatar.cluster.environment import HANDED_VARIABLE, alive, contain, contained, hand_over, take_over
+from lavatar.cluster.environment import (
+    FORGOTTEN_SECONDS,
+    HANDED_VARIABLE,
+    alive,
+    contain,
+    contained,
+    hand_over,
+    host_mark,
+    silent,
+    take_over,
+    this_host,
+)
 from lavatar.errors import JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
@@ -107,7 +116,7 @@ def start(home: Path, *, cpus: int | None = None, gpus: int | None = None, dashb
                 f"Its logs are in {temp}. Without Ray: --set resources.backend=inline.",
             ) from error
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-    record = root / f"session-{os.getpid()}.json"
+    record = temp / f"session-{os.getpid()}.json"
     record.write_text(json.dumps({"pid": os.getpid(), "address": context.address_info["address"], "dashboard": url}))
     return Session(context.address_info["address"], url, True, temp, record)
 
@@ -173,14 +182,14 @@ def already_connected() -> bool:
 
 
 def running(home: Path) -> list[str | None]:
-    """Each Ray that a job of this home runs now: the address of its dashboard, None without one; those with one first.
-    Imports no ray."""
+    """Each Ray that a job of this home runs now on this machine: the address of its dashboard, None without one; those
+    with one first. Imports no ray."""
     found: list[str | None] = []
-    for record in sorted(root_of(home).glob("session-*.json")):
+    for record in sorted(temp_of(root_of(home)).glob("session-*.json")):
         try:
             data = json.loads(record.read_text())
             os.kill(int(data["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         found.append(data.get("dashboard"))
     return sorted(found, key=lambda address: address is None)
@@ -241,7 +250,7 @@ def token_of(home: Path) -> Path:
     if path.exists():
         path.chmod(0o600)
     else:
-        partial = root / f".token-{socket.gethostname()}-{os.getpid()}"
+        partial = root / f".token-{host_mark()}-{os.getpid()}"
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
         with os.fdopen(descriptor, "w") as stream:
@@ -342,11 +351,13 @@ def _joined() -> Session:
 
 def temp_of(root: Path) -> Path:
     """Where the Rays of this machine's jobs keep their files: process numbers mean nothing on another one."""
-    try:
-        numbers = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        numbers = ""
-    return root / f"t{hashlib.sha256(f'{platform.node()} {numbers}'.encode()).hexdigest()[:4]}"
+    return root / f"t{hashlib.sha256(this_host().encode()).hexdigest()[:4]}"
+
+
+def forgotten(root: Path) -> list[Path]:
+    """Such folders of other machines, or of this one before it was started anew, of which no Ray writes its logs."""
+    others = [temp for temp in sorted(root.glob(f"t{'[0-9a-f]' * 4}")) if temp.is_dir() and temp != temp_of(root)]
+    return [temp for temp in others if silent(temp, FORGOTTEN_SECONDS)]
 
 
 def ended(temp: Path) -> list[Path]:
@@ -358,8 +369,8 @@ def ended(temp: Path) -> list[Path]:
 
 
 def remove_ended(temp: Path) -> None:
-    """The folders of ended sessions, and those of this process, and what the ended ones wrote beside `temp`."""
-    for record in temp.parent.glob("session-*.json"):
+    """The folders of ended sessions, and those of this process, and the records of the ended ones."""
+    for record in temp.glob("session-*.json"):
         if not alive(record.stem.rpartition("-")[2]):
             record.unlink(missing_ok=True)
     for folder in (*ended(temp), *temp.glob(f"session_*_{os.getpid()}")):

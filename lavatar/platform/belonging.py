@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sqlalchemy import delete, select
 
+from lavatar.cluster.environment import this_host
 from lavatar.errors import StorageError
 from lavatar.platform.home import REGISTRY_VARIABLE, Home
-from lavatar.platform.leases import this_host
 from lavatar.platform.registry import Registry, insert_missing, now, patiently
 from lavatar.platform.tables import KnownHome
 

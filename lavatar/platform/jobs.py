@@ -30,8 +30,9 @@ SILENT_SHARE = 2 / 3
 """Of a lease: how long the registry may be silent before what runs is stopped. The rest is for stopping."""
 
 
-def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
-    """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted.
+def run_job(office: Office, plan: Plan, priority: int | None = None, *, but_cancelled: bool = False) -> None:
+    """Bring the job to its end. Raises StageBusyError while another process runs it, StageFailedError, Interrupted;
+    Cancelled, and nothing is started, where `but_cancelled` and it was cancelled before it is claimed.
 
     What is missing (WeightsError, StorageError) is told before the job is written down: nobody would ever run it.
     """
@@ -44,7 +45,7 @@ def run_job(office: Office, plan: Plan, priority: int | None = None) -> None:
             office.display.state(stage.name, "cached")
         _bring_previews(office, plan)
         return
-    job = ledger.claim_job(registry, plan.job_id, office.owner)
+    job = ledger.claim_job(registry, plan.job_id, office.owner, but_cancelled=but_cancelled)
     with _ending(office, plan.job_id), _Heartbeat(registry, office.owner, plan.job_id) as pulse:
         _run_claimed(office, plan, job, todo, pulse)
 

@@ -10,7 +10,6 @@ are the database's: the clocks of two machines may be hours apart.
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from sqlalchemy import update
 from sqlalchemy.orm import Session, object_session
 
+from lavatar.cluster.environment import this_host
 from lavatar.errors import JobError, StageBusyError
 from lavatar.platform.registry import database_now
 from lavatar.platform.states import State, move
@@ -41,15 +41,6 @@ class Owner:
         """This process, under a name of its own."""
         pid = os.getpid()
         return cls(uuid.uuid4().hex, this_host(), pid, process_start(pid) or 0.0)
-
-
-def this_host() -> str:
-    """The machine as far as process numbers mean anything: containers of one host name have their own numbers."""
-    try:
-        numbers = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        numbers = ""
-    return f"{socket.gethostname()} {numbers}".strip()
 
 
 def owner_alive(row: Leased, now: float | None = None) -> bool:

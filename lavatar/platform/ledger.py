@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from lavatar.cluster.results import whole
 from lavatar.contracts import StageKind, StageResult, StageSpec
-from lavatar.errors import LavatarError, UnknownJobError
+from lavatar.errors import Cancelled, LavatarError, UnknownJobError
 from lavatar.masking import masked
 from lavatar.platform import leases
 from lavatar.platform.home import Home
@@ -77,14 +77,18 @@ def _stage_row(home: Home, spec: StageSpec) -> dict[str, Any]:
 
 
 @patiently
-def claim_job(registry: Registry, job_id: str, owner: Owner) -> Job:
-    """Make `owner` the one that runs the job. StageBusyError while another living process does."""
+def claim_job(registry: Registry, job_id: str, owner: Owner, *, but_cancelled: bool = False) -> Job:
+    """Make `owner` the one that runs the job. StageBusyError while another living process does; Cancelled for a job
+    that was cancelled, where those are not to be taken up (`but_cancelled`)."""
     with registry.write() as session:
         job = _job(session, job_id)
+        if job.state == State.CANCELLED and but_cancelled:
+            raise Cancelled(f"job {job_id} was cancelled", f"Take it up again: lavatar jobs resume {job_id}")
         if job.state == State.FINISHED:
             move(job, State.PENDING)
+        if job.owner != owner.id:  # else this is done again, and it may have been asked to stop since
+            job.cancel = False
         leases.claim(job, owner, job_id)
-        job.cancel = False
         return job
 
 

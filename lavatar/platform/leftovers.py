@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lavatar.cluster import head, node, session
-from lavatar.cluster.environment import alive, left_behind
+from lavatar.cluster.environment import alive, host_mark, left_behind
 from lavatar.datasets import shards
 from lavatar.errors import DataError
 from lavatar.platform import sweeps
@@ -123,16 +123,16 @@ def _done(folder: Path) -> bool:
 def _ray(home: Home) -> Iterator[Leftover]:
     """Of Rays that jobs started; of a cluster that is up nothing is."""
     root, shared = session.root_of(home.root), session.shared_of(home.root)
-    for path in session.ended(session.temp_of(root)):
+    for path in (*session.ended(session.temp_of(root)), *session.forgotten(root)):
         yield Leftover("files of a Ray whose process is gone", path)
     if not (shared / head.RECORD).exists() and not head.running_here(home.root):
         for path in [ended for folder in node.folders(home.root) for ended in session.ended(folder)]:
             yield Leftover("files of a cluster that is gone", path)
-    for path in sorted(root.glob("session-*.json")):
+    for path in sorted(session.temp_of(root).glob("session-*.json")):
         if not alive(path.stem.rpartition("-")[2]):
             yield Leftover("record of a Ray whose process is gone", path)
     for path in sorted((shared / "train").glob("*")):
         yield Leftover("files of a training whose process is gone", path)
-    for path in sorted(shared.glob(".token-*")):
+    for path in sorted(shared.glob(f".token-{host_mark()}-*")):
         if not alive(path.name.rpartition("-")[2]):
             yield Leftover("temporary file of a process that is gone", path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from lavatar.cluster.environment import this_host
 from lavatar.contracts import EventSink
 from lavatar.errors import LavatarError
 from lavatar.platform import belonging, ledger, lookup
@@ -13,7 +14,6 @@ from lavatar.platform.damage import damaged
 from lavatar.platform.detached import stranded
 from lavatar.platform.findings import Finding, Outcome, Place, mended
 from lavatar.platform.home import Home
-from lavatar.platform.leases import this_host
 from lavatar.platform.leftovers import abandoned, half_written
 from lavatar.platform.registry import Registry, open_registry
 from lavatar.platform.runs import unended

@@ -286,7 +286,7 @@ def read_values(path: Path) -> list[Value]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, ArithmeticError) as error:
+    except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         _log.warning("%s is not readable (%s): the values in it are not in MLflow", path, error)
         return []
 

@@ -167,7 +167,7 @@ def read_trials(folder: Path) -> dict[str, Any]:
         for row in data["trials"].values():
             row["number"], row["state"], row["params"], row["reports"]
         return data
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}", _again(folder)) from None
 
 

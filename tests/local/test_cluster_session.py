@@ -155,7 +155,8 @@ def test_a_long_home_gets_a_short_folder(tmp_path: Path) -> None:
 
 def test_living_sessions_are_found_with_their_dashboards(tmp_path: Path) -> None:
     assert session.running(tmp_path) == []
-    folder = session.private_folder(tmp_path)
+    folder = session.temp_of(session.private_folder(tmp_path))
+    folder.mkdir()
     gone = subprocess.Popen(["true"])
     gone.wait()
     for pid, port in ((gone.pid, 1), (os.getpid(), 2)):
@@ -164,8 +165,9 @@ def test_living_sessions_are_found_with_their_dashboards(tmp_path: Path) -> None
     assert session.running(tmp_path) == ["http://127.0.0.1:2"]
     for file in folder.glob("session-*.json"):
         file.unlink()
-    if folder != tmp_path / "ray":
-        folder.rmdir()
+    folder.rmdir()
+    if folder.parent != tmp_path / "ray":
+        folder.parent.rmdir()
 
 
 def test_a_share_is_what_is_wanted_as_far_as_it_can_be_lowered() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lavatar.cluster.session import private_folder, token_of
+from lavatar.cluster.session import private_folder, temp_of, token_of
 from lavatar.errors import UsageError
 from lavatar.platform.commands.ui import _dashboard, _free_port
 from lavatar.platform.home import Home
@@ -122,7 +122,8 @@ def tell(tmp_path: Path, *arguments: str, **environment: str) -> str:
 
 def runs_ray(tmp_path: Path, dashboard: str | None) -> Path:
     """As a job of this home leaves it while its Ray runs: this process stands for it. Returns the token's file."""
-    folder = private_folder(tmp_path)
+    folder = temp_of(private_folder(tmp_path))
+    folder.mkdir(exist_ok=True)
     record = {"pid": os.getpid(), "address": "127.0.0.1:6379", "dashboard": dashboard}
     (folder / f"session-{os.getpid()}.json").write_text(json.dumps(record))
     return token_of(tmp_path)

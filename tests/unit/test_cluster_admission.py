@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lavatar.cluster.admission import FORGET_SECONDS, PATIENCE_SECONDS, Queue, Turn, counted
-from lavatar.cluster.resources import Demand, Machine, Node
+from lavatar.cluster.resources import Demand, Machine, Node, Share
 from lavatar.cluster.stages import StageRunner
 from lavatar.contracts import StageKind, StageSpec
 from lavatar.platform.home import Home
@@ -212,6 +212,22 @@ def test_a_driver_that_is_gone_holds_nothing() -> None:
     assert cluster.ask("living", CPU) == []
     cluster.now += FORGET_SECONDS + 1
     assert cluster.ask("living", CPU) == [CPU]
+
+
+@pytest.mark.parametrize("gpus", [0.6, 0.4, 0.3, 0.25, 0.34, 1 / 3, 0.07, 1.0])
+@pytest.mark.parametrize("nodes", [(Node(64, 1), Node(64, 1)), (Node(64, 4),), (Node(64, 1), Node(64, 0), Node(64, 3))])
+def test_no_more_parts_of_gpus_start_than_lie_on_devices(nodes: tuple[Node, ...], gpus: float) -> None:
+    cluster, share = Cluster(*nodes), Share(1, gpus)
+    fits = cluster.machine.fits(share.cpus, share.gpus, 0)
+    assert len(cluster.ask("a", *[share.demand] * 100)) == fits
+    assert cluster.ask("b", share.demand, priority=1) == []
+    assert cluster.ask("a", CPU) == [CPU], "what wants none passes"
+
+
+def test_workers_that_each_take_a_part_of_a_gpu_take_devices() -> None:
+    cluster, two = Cluster(Node(64, 2)), Share(1, 0.6, workers=2).demand
+    assert cluster.ask("a", two) == [two]
+    assert cluster.ask("a", Share(1, 0.6).demand) == []
 
 
 def test_a_queue_that_was_lost_knows_again_what_runs_after_each_has_asked() -> None:

@@ -14,9 +14,10 @@ import pytest
 from lavatar.cluster import head
 from lavatar.contracts import StageKind, StageResult, StageSpec
 from lavatar.errors import FaceError, JobError, StageFailedError, UnknownSubjectError
-from lavatar.platform import jobs, ledger, lookup
+from lavatar.platform import jobs, ledger, lookup, storejob
 from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
+from lavatar.platform.leases import Owner
 from lavatar.platform.planned import make_plan, stored_plan
 from lavatar.platform.planning import METHOD_VERSION, Plan
 from lavatar.platform.registry import Registry, open_registry
@@ -217,20 +218,66 @@ def test_nothing_said_is_priority_0(lavatar: Any, asked: Asked) -> None:
     assert asked.priorities == {0}
 
 
-def test_the_priority_of_a_detached_submit_comes_to_the_queue_of_the_cluster(
-    lavatar: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is handed over is run here, as the cluster would: the job's priority comes by the registry."""
-    handed: list[list[str]] = []
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that a cluster was given, which is up and begins with none of them."""
+    commands: list[list[str]] = []
 
     def take(root: Path, cluster: head.Head, name: str, command: str, environment: Mapping[str, str]) -> str:
-        handed.append(shlex.split(command))
+        commands.append(shlex.split(command))
         return name
 
     monkeypatch.setattr(head, "current", lambda root: head.Head("here:1", "http://here", "here"))
     monkeypatch.setattr(head, "nodes", lambda *args: [{"alive": True, "resources": {"CPU": 8, "memory": 2**34}}])
     monkeypatch.setattr(head, "submissions", lambda *args: [])
     monkeypatch.setattr(head, "submit", take)
+    return commands
+
+
+def test_a_cancel_while_the_cluster_begins_with_a_job_is_kept(
+    lavatar: Any, asked: Asked, handed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver has looked whether it was cancelled, and writes it down before it claims it."""
+    job = submit(lavatar, "--detach")["job"]
+    ((_, _, _, *words),) = handed
+    told: list[State] = []
+
+    def cancelled_meanwhile(registry: Registry, *given: Any) -> Any:
+        todo = storejob.store_job(registry, *given)
+        if not told:
+            told.append(ledger.cancel_job(registry, job))
+        return todo
+
+    monkeypatch.setattr(jobs, "store_job", cancelled_meanwhile)
+    code, _, err = lavatar(*words)
+    assert (code, told) == (130, [State.CANCELLED])
+    assert f"job {job} was cancelled" in err
+    assert asked.started == []
+    row = lookup.get_job(open_registry(Home.from_environment()), job)
+    assert (row.state, row.owner, row.mlflow_run_id) == ("cancelled", None, None)
+    assert lavatar(*words)[0] == 0, "so does a driver that begins later"
+    assert asked.started == []
+    told.clear()
+    assert lavatar("jobs", "resume", "--detach", job)[0] == 0
+    told.append(State.RUNNING)  # nobody cancels it this time
+    assert lavatar(*words)[0] == 0
+    assert len(asked.started) == 5
+
+
+def test_a_claim_that_is_done_again_keeps_the_cancel_that_came_between(world: tuple[Home, Registry]) -> None:
+    """The answer to its commit was lost."""
+    home, registry = world
+    plan, owner = make_plan_of(home, "AB"), Owner.current()
+    ledger.store_plan(registry, home, plan, "x")
+    ledger.claim_job(registry, plan.job_id, owner)
+    assert ledger.cancel_job(registry, plan.job_id) is State.RUNNING
+    assert ledger.claim_job(registry, plan.job_id, owner).cancel is True
+
+
+def test_the_priority_of_a_detached_submit_comes_to_the_queue_of_the_cluster(
+    lavatar: Any, asked: Asked, handed: list[list[str]]
+) -> None:
+    """What is handed over is run here, as the cluster would: the job's priority comes by the registry."""
     job = submit(lavatar, "--detach", "--priority", "3")["job"]
     assert (priority_of(lavatar, job), asked.started) == (3, [])
     ((_, _, module, *words),) = handed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 import torch
 from sqlalchemy import update
 
+from lavatar.cluster import environment
 from lavatar.cluster.session import temp_of
 from lavatar.contracts import Event, NullSink, StageResult
 from lavatar.datasets import shards
@@ -149,7 +149,7 @@ def test_another_homes_run_and_another_hosts_process_are_left(home: Path, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/shared.db")
     ours, theirs = Home(home / "ours").ensure(), Home(home / "theirs").ensure()
     assert ours.identity() == ours.identity() != theirs.identity()
-    dead = f"{leases.this_host()}|{killed(lambda ready: ready.set() or time.sleep(60))}|1.0"
+    dead = f"{environment.this_host()}|{killed(lambda ready: ready.set() or time.sleep(60))}|1.0"
     for place, mark, name in ((theirs, dead, "theirs"), (ours, "elsewhere|1|1.0", "far"), (ours, dead, "gone")):
         monkeypatch.setattr("lavatar.platform.tracking.process_mark", lambda mark=mark: mark)
         Tracker(place, print).open_job("lavatar/x", name, None, {})
@@ -463,8 +463,8 @@ def test_temporary_files_and_rays_folders_of_the_dead_are_removed(short: Path) -
         home / "outputs" / f".{'f' * 64}.{dead}.part",
         home / "release-abc",
         temp_of(home / "ray") / f"session_2026-01-01_00-00-00_000000_{dead}",
-        home / "ray" / f"session-{dead}.json",
-        home / "handed" / f"{platform.node()}-{dead}.json",
+        temp_of(home / "ray") / f"session-{dead}.json",
+        home / "handed" / f"{environment.host_mark()}-{dead}.json",
         home / "ray" / "train" / "eeeeeeeeeeeeeeee-1234",
         home / "videos" / f".{'d' * 64}.fetch.part",
     ]

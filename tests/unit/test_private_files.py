@@ -111,8 +111,10 @@ def test_the_token_is_shown_to_the_head_alone(
 
 def test_the_record_of_a_head_is_read_or_ignored(tmp_path: Path) -> None:
     folder = session.private_folder(tmp_path)
+    temp = session.temp_of(folder)
+    temp.mkdir(exist_ok=True)
     for text in ("", "[]", "{}", json.dumps({"address": 1}), json.dumps({"x": 1})):
         (folder / "cluster.json").write_text(text)
         assert head.current(tmp_path) is None
-        (folder / f"session-{os.getpid()}.json").write_text(text)
+        (temp / f"session-{os.getpid()}.json").write_text(text)
         assert session.running(tmp_path) in ([], [None])

@@ -23,13 +23,15 @@ def run_plan(
     people: Sequence[Subject],
     as_json: bool,
     priority: int | None = None,
+    *,
+    but_cancelled: bool = False,
 ) -> None:
     """Bring the job of `plan` to its end and answer with its report. Raises what `run_job` raises."""
     from lavatar.platform.report import report, report_text
 
     with reserved():
         try:
-            bring(home, registry, plan, people, priority)
+            bring(home, registry, plan, people, priority, but_cancelled=but_cancelled)
         except LavatarError as error:
             if as_json and job_known(registry, plan.job_id):
                 answer_json(failed(registry, home, plan.job_id, error))
@@ -42,7 +44,15 @@ def run_plan(
             answer(report_text(result))
 
 
-def bring(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject], priority: int | None = None) -> None:
+def bring(
+    home: Home,
+    registry: Registry,
+    plan: Plan,
+    people: Sequence[Subject],
+    priority: int | None = None,
+    *,
+    but_cancelled: bool = False,
+) -> None:
     """Bring the job of `plan` to its end in this process. Raises what `run_job` raises."""
     from lavatar.platform.execution import Office
     from lavatar.platform.jobs import run_job
@@ -67,7 +77,7 @@ def bring(home: Home, registry: Registry, plan: Plan, people: Sequence[Subject],
         display.message(f"job {plan.job_id}: {title(plan.avatar, plan.actor)}, recipe {plan.recipe.name}")
         for text in warm_texts(plan):
             display.message(text)
-        run_job(office, plan, priority)
+        run_job(office, plan, priority, but_cancelled=but_cancelled)
     finally:
         display.close()
 

@@ -248,4 +248,7 @@ def _take_up(job: str, as_json: bool, *, detach: bool = False, but_cancelled: bo
         answer(f"job {row.id} was cancelled")
         return
     plan, people = stored_plan(home, registry, row)
-    hand_over(home, registry, plan, people, as_json) if detach else run_plan(home, registry, plan, people, as_json)
+    if detach:
+        hand_over(home, registry, plan, people, as_json)
+    else:
+        run_plan(home, registry, plan, people, as_json, but_cancelled=but_cancelled)
