@@ -41,6 +41,7 @@ from lavatar.cluster import head
 from lavatar.platform import lookup
 from lavatar.platform.detached import HANDED
 from lavatar.platform.home import Home
+from lavatar.platform.leases import LEASE_SECONDS
 from lavatar.platform.registry import open_registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -120,6 +121,21 @@ def node_of(pid: int | None, homes: list[Path]) -> Path:
     above = {parent.pid for parent in psutil.Process(pid).parents()}
     (home,) = (home for home in homes if any(found.pid in above for found in processes_of(home)))
     return home
+
+
+def taken_up_elsewhere(lavatar: Lavatar, cluster: head.Head, job: str, folder: Path) -> None:
+    """`jobs resume --detach` on a machine of another name, without the home's record of its cluster."""
+    (folder / "token").write_text(head.token_file(lavatar.home).read_text())
+    named = {"RAY_API_SERVER_ADDRESS": cluster.dashboard, "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    script = (str(Path(__file__).parent / "elsewhere.py"), "far", "0", f"{LEASE_SECONDS}")
+    third, record = Lavatar(lavatar.home, {**lavatar.environment, **named}, script), lavatar.home / "ray" / head.RECORD
+    aside = record.rename(folder / head.RECORD)
+    code, out = third("jobs", "resume", job, "--detach", "--json")
+    aside.rename(record)
+    assert code == 0, lavatar.errors()
+    answer = json.loads(out)
+    assert (answer["job"], answer["dashboard"], answer["address"]) == (job, cluster.dashboard, "")
+    assert len(handed(lavatar)) == 3, "by the first, the second and the third"
 
 
 def handed(lavatar: Lavatar) -> list[str]:
@@ -206,7 +222,8 @@ def test_an_avatar_that_trains_over_two_nodes_outlives_one_of_them(lavatar: Lava
 def test_a_detached_driver_that_dies_leaves_a_job_that_can_be_resumed(
     lavatar: Lavatar, cluster: head.Head, undisturbed: Story, tmp_path: Path
 ) -> None:
-    """Seen from another machine too, which has a home of its own and the same registry."""
+    """Seen from another machine too, which has a home of its own and the same registry; and taken up from a third one,
+    which shares the home, and knows of the cluster by what Ray's own variables name alone."""
     other = Lavatar(tmp_path / "other" / "home", {"LAVATAR_REGISTRY": f"sqlite:///{lavatar.home}/registry.db"})
     other.home.mkdir(parents=True)
     job = json.loads(lavatar(*small_job(lavatar, "--detach"))[1])["job"]
@@ -220,7 +237,7 @@ def test_a_detached_driver_that_dies_leaves_a_job_that_can_be_resumed(
     until(lambda: lavatar.stage("avatar:ann").state == "running", lavatar)
     assert other("jobs", "cancel", job)[0] == 0
     assert "cancelled; what is done is kept" in other("jobs", "logs", "-f", job)[1]
-    assert lavatar("jobs", "resume", job, "--detach")[0] == 0, lavatar.errors()
+    taken_up_elsewhere(lavatar, cluster, job, tmp_path)
     end(lavatar, job, undisturbed, moment)
 
 
