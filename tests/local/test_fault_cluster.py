@@ -46,6 +46,8 @@ from lavatar.platform.registry import open_registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 KEPT = ("_AutoscalingCoordinatorActor", "Queue")
+GOING = ("RUNNING", "PENDING", "SUBMITTED")
+"""How the states of a task begin that waits or runs."""
 TRAINER = ("avatar:ann", "training worker")
 TOO_BIG = {"resources__avatar__cpus": 1.5}  # for the head of one CPU; it is one thread all the same
 
@@ -101,10 +103,19 @@ def end(lavatar: Lavatar, job: str, undisturbed: Story, moment: Moment | None) -
 
 
 def _busy(lavatar: Lavatar, cluster: head.Head) -> list[str]:
-    """Actors that Ray still has, but for those that a cluster keeps as long as it is up: Ray's own, and our queue."""
-    answer = head.request(lavatar.home, cluster, "/api/v0/actors?limit=1000")
-    rows = answer["data"]["result"]["result"]
-    return [row["class_name"] for row in rows if row["state"] != "DEAD" and row["class_name"] not in KEPT]
+    """Actors that Ray still has and tasks that it has not ended, but for those that a cluster keeps as long as it is
+    up: Ray's own, and our queue. Ray notices up to 15 seconds after a driver was killed that its tasks wait in vain."""
+    actors, tasks = (_rows(lavatar, cluster, kind) for kind in ("actors", "tasks"))
+    kept = {row["actor_id"] for row in actors if row["class_name"] in KEPT}
+    busy = [row["class_name"] for row in actors if row["state"] != "DEAD" and row["actor_id"] not in kept]
+    return busy + [row["name"] for row in tasks if row["state"].startswith(GOING) and row["actor_id"] not in kept]
+
+
+def _rows(lavatar: Lavatar, cluster: head.Head, kind: str) -> list[dict[str, Any]]:
+    """What Ray's dashboard knows of one kind of thing."""
+    answer = head.request(lavatar.home, cluster, f"/api/v0/{kind}?limit=1000")["data"]["result"]
+    assert answer["num_filtered"] <= 1000, f"there are more {kind} than it tells"
+    return list(answer["result"])
 
 
 def kill_all(home: Path) -> None:
