@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 
 from lavatar.inference.document import Html, tag
 
+_NUMBER = re.compile(r"&#[0-9]{100,};?")
+"""A character by a number that none has, and that may be too long to be read."""
 _PICTURE = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/=]+")
 
 
@@ -33,7 +35,7 @@ def draw_card(card: Card, numbers: Html | None = None) -> Html:
 def read_cards(page: str) -> list[Card]:
     """The frames of an evaluation's page, in order. Whatever else stands there is left out."""
     reader = _Reader()
-    reader.feed(page)
+    reader.feed(_NUMBER.sub("\N{REPLACEMENT CHARACTER}", page))
     reader.close()
     return [card for card in reader.cards if card.pictures]
 
@@ -61,6 +63,13 @@ class _Reader(HTMLParser):
             self._into, self._open = "numbers", False
         elif name == "img" and self._open and _PICTURE.fullmatch(given.get("src", "")):
             self.cards[-1].pictures.append((given.get("alt", ""), given["src"]))
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """Of a kind that HTMLParser knows; where that gives up, up to the next end of a tag."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
 
     def handle_endtag(self, name: str) -> None:
         if name in ("h2", "h3", "div"):

@@ -24,17 +24,27 @@ def portraits(avatar: Any, codes: Codes, pictures_NhW3: Any, about: str | None =
     """Fig. 4: uint8 RGB pictures (N, h, w, 3) → uint8 RGB portraits (N, H, W, 3), a few at a time.
 
     `codes` turns faces into θ: the avatar's own encoder, or E_shared and the mapping MLP. `about` is the model's
-    about.json; without, as models of earlier versions call this, every picture is a face crop.
+    about.json; without, as models of earlier versions call this, every picture is a face crop. Raises ValueError for
+    what are no pictures.
     """
     from lavatar.inference.retarget import apply_motion
 
-    pictures = np.asarray(pictures_NhW3)
-    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
-        raise ValueError(f"the model takes {TAKES}; got {pictures.dtype} {pictures.shape}")
+    pictures = _pictures(pictures_NhW3)
     recipe = _recipe(about) if about else None
     if recipe is not None and len(pictures) and pictures.shape[1:3] != (recipe.preprocess.face_size,) * 2:
         return _of_frames(avatar, codes, pictures, recipe)
     return _drawn(avatar, codes, pictures, apply_motion(np.zeros((len(pictures), 7)), avatar.poses.mean))
+
+
+def _pictures(given: Any) -> np.ndarray:
+    """What was sent, as pictures. Raises ValueError for anything else."""
+    try:
+        pictures = np.asarray(given)
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"the model takes {TAKES}; got a {type(given).__name__} that is no array") from None
+    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8 or 0 in pictures.shape[1:3]:
+        raise ValueError(f"the model takes {TAKES}; got {pictures.dtype} {pictures.shape}")
+    return pictures
 
 
 def _of_frames(avatar: Any, codes: Codes, frames_NHW3: np.ndarray, recipe: Any) -> np.ndarray:

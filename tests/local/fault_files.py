@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-from submit_files import LIMIT, Lavatar
+import sessions
+from submit_files import LIMIT, TOY, Lavatar
 
 from lavatar.cluster import session
 from lavatar.cluster.memory import PARTS
@@ -36,15 +37,22 @@ INLINE = ("--set", "resources.backend=inline")
 TEMPORARY = ("*.part", "*.partial", ".token-*", "release-*", "session-*.json", "session_*", "work", ".work")
 SHARED_STREAMS = ("rng.safetensors", "COMPLETE.json")
 """Python's own random numbers, of which an inline process draws for other things too; and the sums of that file."""
+INTERVALS = {
+    "avatar": INTERVAL,
+    **{name: int(str(TOY[f"{name}_training.checkpoint_every"])) for name in ("ynet", "mapping")},
+}
+"""Steps between two checkpoints of each training."""
 UNTIMED = re.compile(r'"(seconds|first_step)": [\d.]+,?')
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Right after something was broken: the newest whole checkpoint's step, and the time."""
+    """Right after something was broken: the newest whole checkpoint's step of the avatar, and the time; and that of
+    every training, by KEY/TRAINING."""
 
     step: int
     time: float
+    trainings: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,18 +122,27 @@ def small_job_of(lavatar: Lavatar, *pairs: tuple[str, str], **changes: Any) -> t
 
 def at_checkpoint(lavatar: Lavatar, number: int) -> Moment:
     """Waits for so many checkpoints of the avatar's training."""
+    processes_of(lavatar.home)  # what else is in their sessions is found later, too
     until(lambda: _newest(lavatar) >= number * INTERVAL, lavatar)
     return broken(lavatar)
 
 
 def broken(lavatar: Lavatar) -> Moment:
     """The moment, to be asked for as soon as what trains is dead."""
-    return Moment(_newest(lavatar), time.time())
+    newest = _newest(lavatar)
+    found: dict[str, int] = {}
+    for path in lavatar.home.glob("checkpoints/*/*/step-*/COMPLETE.json"):
+        training = f"{path.parts[-4]}/{path.parts[-3]}"
+        found[training] = max(found.get(training, 0), _step(path))
+    return Moment(newest, time.time(), found)
 
 
 def _newest(lavatar: Lavatar) -> int:
-    found = lavatar.home.glob("checkpoints/*/avatar/step-*/COMPLETE.json")
-    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
+    return max(map(_step, lavatar.home.glob("checkpoints/*/avatar/step-*/COMPLETE.json")), default=0)
+
+
+def _step(marker: Path) -> int:
+    return int(marker.parent.name.removeprefix("step-"))
 
 
 def until(condition: Callable[[], Any], lavatar: Lavatar, seconds: float = LIMIT) -> None:
@@ -150,15 +167,8 @@ def processes_that_said(lavatar: Lavatar, stage: str, begins: str) -> list[int]:
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
-    """Everything that runs for a home: by its environment or by a path on its command line."""
-    marks = (str(home), str(session.root_of(home)))
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        environment, words = process.info["environ"] or {}, process.info["cmdline"] or ()
-        named = any(mark in word for mark in marks for word in words)
-        if process.pid != os.getpid() and (named or environment.get("LAVATAR_HOME") == str(home)):
-            found.append(process)
-    return found
+    """Everything that runs for a home."""
+    return [one.process for one in sessions.of_home(home)]
 
 
 def story(lavatar: Lavatar) -> Story:
@@ -210,9 +220,10 @@ def _untimed(value: Any) -> Any:
 
 
 def same_as_undisturbed(
-    lavatar: Lavatar, undisturbed: Story, fault: Moment | None = None, near: Near | None = None
+    lavatar: Lavatar, undisturbed: Story, fault: Moment | None = None, near: Near | None = None, ahead: float = 0.0
 ) -> Story:
-    """All that must be true of the job after a fault, whatever it was; `near`: but for this, bit by bit."""
+    """All that must be true of the job after a fault, whatever it was; `near`: but for this, bit by bit. `ahead`: as of
+    `little_repeated`."""
     nothing_left(lavatar.home)
     found = story(lavatar)
     assert set(found.files) >= set(undisturbed.files)
@@ -233,7 +244,7 @@ def same_as_undisturbed(
             same_curves(name, found.curves[name], curves, near)
     assert set(found.models) >= set(undisturbed.models)
     if fault is not None:
-        little_repeated(lavatar, fault)
+        little_repeated(lavatar, fault, ahead)
     return found
 
 
@@ -257,34 +268,54 @@ def same_curves(
         assert near.same(steps, curve), (stage, name, steps, curve)
 
 
-def little_repeated(lavatar: Lavatar, fault: Moment) -> None:
-    """What was taken up began at the newest checkpoint that was whole when it broke, at most one interval before the
-    last step that was logged until then."""
-    registry = open_registry(Home(lavatar.home))
+def little_repeated(lavatar: Lavatar, fault: Moment, ahead: float = 0.0) -> None:
+    """Every training of the job that was taken up began at its newest checkpoint that was whole when it broke, at most
+    one interval before the last step that was logged until then. `ahead`: the clock of the machine that broke, which
+    made the job and stamped what was logged until then, is so many seconds ahead of that of this process."""
+    home = Home(lavatar.home)
+    registry = open_registry(home)
     (job,) = lookup.list_jobs(registry)
-    lines = [e for e in lookup.events(registry, job.id) if e.stage == "avatar:ann" and e.time >= fault.time]
+    lines = [line for line in lookup.events(registry, job.id) if line.time >= fault.time]
+    rows = [view.stage for view in lookup.job_stages(registry, job.id)]
     registry.close()
-    resumed = [int(m[1]) for e in lines if (m := re.search(r"resumed at step (\d+)", e.text))]
-    assert resumed, "nothing was taken up: was anything broken?"
-    row = lavatar.stage("avatar:ann")
-    assert row is not None
-    history = connect(Home(lavatar.home)).get_metric_history(row.mlflow_run_id, "avatar/total")
-    reached = max((p.step for p in history if p.timestamp / 1000 <= fault.time), default=0)
-    assert resumed[0] >= fault.step, f"taken up at step {resumed[0]}: the checkpoint of step {fault.step} was whole"
-    assert reached - resumed[0] <= INTERVAL, f"steps {resumed[0]} to {reached} were repeated"
+    client, broke, taken = connect(home), fault.time + ahead, 0
+    for row in rows:
+        found = [RESUMED.search(line.text) for line in lines if line.stage == row.name]
+        first = {m[1]: int(m[2]) for m in reversed(found) if m}
+        for training, step in first.items():
+            taken, whole = taken + 1, fault.trainings.get(f"{row.key}/{training}", 0)
+            if row.name == "avatar:ann":
+                whole = fault.step
+            name, every = f"{row.name}, {training}", INTERVALS[training]
+            history = client.get_metric_history(row.mlflow_run_id, f"{training}/total")
+            reached = max((p.step for p in history if job.created <= p.timestamp / 1000 <= broke), default=0)
+            assert step >= whole, f"{name}: taken up at step {step}: the checkpoint of step {whole} was whole"
+            assert reached - step <= every, f"{name}: steps {step} to {reached} were repeated"
+            assert reached >= whole - every, f"{name}: had a checkpoint of step {whole} and had logged {reached} steps"
+    assert taken, "nothing was taken up: was anything broken?"
 
 
-def nothing_left(home: Path, seconds: float = 60.0) -> None:
+RESUMED = re.compile(r"(\w+): resumed at step (\d+)")
+"""Which training of a stage was taken up, and from where."""
+
+
+def nothing_left(home: Path, seconds: float = sessions.AGENTS_LINGER + 20) -> None:
     """No process of the home, no temporary file in it or in Ray's folder."""
     deadline = time.monotonic() + seconds
-    while alive := [p for p in processes_of(home) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
-        assert time.monotonic() < deadline, [p.cmdline()[:4] for p in alive]
+    while alive := processes_of(home):
+        assert time.monotonic() < deadline, [_line(process) for process in alive]
         time.sleep(0.2)
     roots = {home, session.root_of(home)}
     left = [path for root in roots for pattern in TEMPORARY for path in root.rglob(pattern)]
     left += [path for root in roots for path in root.glob("train/*")] + list(home.glob("ray/train/*"))
     left += [path for path in home.rglob("step-*") if not (path / "COMPLETE.json").exists()]
     assert not left
+
+
+def _line(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline()[:4])
+    return "ended just now"
 
 
 def report_of(out: str) -> dict[str, Any]:

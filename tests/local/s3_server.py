@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import itertools
+import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -70,6 +73,49 @@ def running(log: Path) -> Iterator[S3]:
     finally:
         process.kill()
         process.wait()
+
+
+def in_order(server: S3, root: str, keys: set[str]) -> None:
+    """Of the store under `root` nothing is half sent or half removed: no upload is open; an object is the index, the
+    result, a file or part of a complete checkpoint of one of these stages; and each is what its index or marker says.
+    """
+    client = _client(server)
+    assert not client.list_multipart_uploads(Bucket=BUCKET).get("Uploads"), "an upload is open"
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{root}/")
+    found = {one["Key"] for page in pages for one in page.get("Contents", ())}
+    known: dict[str, str] = {}
+    for key in keys:
+        place = f"{root}/stages/{key}"
+        assert {f"{place}/index.json", f"{place}/result.json"} <= found, f"stage {key} is not whole"
+        for name in [one for one in found if re.fullmatch(rf"{place}/({LISTS})", one)]:
+            known[name] = known[f"{place}/result.json"] = ""
+            folder = f"{place}/files" if name.endswith("/index.json") else name.rpartition("/")[0]
+            files = json.loads(_read(client, name))["files"]
+            known |= {f"{folder}/{file}": about["sha256"] for file, about in files.items()}
+    assert found == set(known), f"not known, or missing: {sorted(found ^ set(known))}"
+    wrong = [name for name, sha in known.items() if sha and hashlib.sha256(_read(client, name)).hexdigest() != sha]
+    assert not wrong, f"not whole: {wrong}"
+
+
+LISTS = r"index\.json|checkpoints/\w+/step-\d{8}/COMPLETE\.json"
+"""Below a stage: what says which files there are."""
+
+
+def _client(server: S3) -> Any:
+    import boto3
+
+    own = server.environment
+    return boto3.client(
+        "s3",
+        endpoint_url=own["AWS_ENDPOINT_URL"],
+        region_name=own["AWS_DEFAULT_REGION"],
+        aws_access_key_id=own["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=own["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+def _read(client: Any, name: str) -> bytes:
+    return bytes(client.get_object(Bucket=BUCKET, Key=name)["Body"].read())
 
 
 def free_port() -> int:

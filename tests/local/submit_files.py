@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import sessions
 
 from lavatar.platform.home import Home
 from lavatar.platform.registry import open_registry
@@ -71,6 +72,7 @@ class Lavatar:
             command, env=environment, stdout=subprocess.PIPE, stderr=error, text=True, start_new_session=True
         )
         self.started.append(process)
+        sessions.began(self.home, process.pid)
         return process
 
     def __call__(self, *args: str) -> tuple[int, str]:

@@ -17,26 +17,23 @@ from typing import Any
 import psutil
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from sessions import AGENTS_LINGER, living
+
 from lavatar.cluster import session
 from lavatar.cluster.resources import Demand, Machine, Node, Share, ray_options, share_of
 from lavatar.configs.resources import StageResources
 from lavatar.errors import PlacementError
 from lavatar.training.checkpoint import latest
 
-AGENTS_LINGER = 100.0
-"""Seconds that two idle agents of Ray take to end after their raylet was killed: they try to report it for 60."""
-
 
 def _left(session_id: int, mark: str) -> list[int]:
-    """Processes of that session, or with `mark` in their environment (Ray's workers write their title over theirs)."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if os.getsid(process.pid) == session_id or process.environ().get("LAVATAR_TEST_MARK") == mark:
-                found.append(process.pid)
-    return found
+    """Processes of that session, or with `mark` in their environment."""
+    return [
+        one.process.pid
+        for one in living()
+        if one.session == session_id or one.environment.get("LAVATAR_TEST_MARK") == mark
+    ]
 
 
 def _outlive(session_id: int, mark: str, seconds: float, but: str | None = None) -> list[str]:

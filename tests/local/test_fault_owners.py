@@ -310,7 +310,7 @@ def test_an_owner_that_froze_is_replaced_and_stops_when_it_wakes(
     finally:
         late.kill_what_runs()
         other.kill_what_runs()
-    same_as_undisturbed(late, undisturbed, moment)
+    same_as_undisturbed(late, undisturbed, moment, ahead=ahead[0])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ network that fails one request in five; and where the store is away. Real server
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -132,6 +133,48 @@ def test_a_store_that_fails_one_request_in_five_is_not_noticed(
         assert "key-of-the-tests" not in text
     left = [path for path in first.home.rglob(".*") if path.name.endswith(".part")]
     assert left == []
+    s3_server.in_order(s3, "shared", keys)
+
+
+@pytest.mark.slow
+def test_what_a_bad_network_could_leave_in_the_store_is_seen(s3: s3_server.S3) -> None:
+    """What would be there of a file, a checkpoint and an upload that came to no end, beside what belongs there."""
+    client, stage = s3_server._client(s3), f"planted/stages/{'a' * 64}"
+    files = json.dumps({"files": {"x": {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}}}).encode()
+    checkpoint = f"{stage}/checkpoints/avatar/step-00000010"
+    whole = {f"{stage}/result.json": b"{}", f"{stage}/index.json": files, f"{checkpoint}/COMPLETE.json": files}
+    whole |= {f"{stage}/files/x": b"x", f"{checkpoint}/x": b"x"}
+
+    def put(name: str, content: bytes) -> None:
+        client.put_object(Bucket=s3_server.BUCKET, Key=name, Body=content)
+
+    def in_order() -> None:
+        s3_server.in_order(s3, "planted", {"a" * 64})
+
+    for name, content in whole.items():
+        put(name, content)
+    in_order()
+    more = (f"{stage}/files/y", f"{stage}/files/x.part", "planted/check-1", f"planted/stages/{'b' * 64}/result.json",
+            f"{checkpoint[:-2]}20/x")  # fmt: skip
+    for name in more:
+        put(name, b"x")
+        with pytest.raises(AssertionError, match="not known"):
+            in_order()
+        client.delete_object(Bucket=s3_server.BUCKET, Key=name)
+    for name in whole:
+        client.delete_object(Bucket=s3_server.BUCKET, Key=name)
+        with pytest.raises(AssertionError, match="not known" if name.startswith(checkpoint) else "not"):
+            in_order()
+        put(name, whole[name])
+    put(f"{stage}/files/x", b"")
+    with pytest.raises(AssertionError, match="not whole"):
+        in_order()
+    put(f"{stage}/files/x", b"x")
+    upload = client.create_multipart_upload(Bucket=s3_server.BUCKET, Key=f"{stage}/files/x")["UploadId"]
+    with pytest.raises(AssertionError, match="an upload is open"):
+        in_order()
+    client.abort_multipart_upload(Bucket=s3_server.BUCKET, Key=f"{stage}/files/x", UploadId=upload)
+    in_order()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_files import nothing_left, until
+from fault_files import nothing_left, processes_of, until
+from sessions import AGENTS_LINGER
 from submit_files import TOY, Lavatar, descendants
 
 from lavatar.cluster.schedulers import REDUCTION
@@ -302,9 +303,7 @@ def test_optuna_chooses_the_values(lavatar: Lavatar) -> None:
 
 def nothing_running(home: Path) -> None:
     """Of a driver that was killed: Ray's processes end by themselves."""
-    from fault_files import processes_of
-
-    deadline = time.monotonic() + 60
-    while [p for p in processes_of(home) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    deadline = time.monotonic() + AGENTS_LINGER + 20
+    while processes_of(home):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,27 +221,28 @@ def test_nothing_said_is_priority_0(lavatar: Any, asked: Asked) -> None:
 
 
 @pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that a cluster was given, which is up and begins with none of them."""
-    commands: list[list[str]] = []
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, str]]]:
+    """What is handed to a cluster that seems to be up: commands, and the variables that they are to have."""
+    found: list[tuple[str, Mapping[str, str]]] = []
 
     def take(root: Path, cluster: head.Head, name: str, command: str, environment: Mapping[str, str]) -> str:
-        commands.append(shlex.split(command))
+        found.append((command, environment))
         return name
 
     monkeypatch.setattr(head, "current", lambda root: head.Head("here:1", "http://here", "here"))
     monkeypatch.setattr(head, "nodes", lambda *args: [{"alive": True, "resources": {"CPU": 8, "memory": 2**34}}])
     monkeypatch.setattr(head, "submissions", lambda *args: [])
     monkeypatch.setattr(head, "submit", take)
-    return commands
+    return found
 
 
 def test_a_cancel_while_the_cluster_begins_with_a_job_is_kept(
-    lavatar: Any, asked: Asked, handed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    lavatar: Any, asked: Asked, handed: list[tuple[str, Mapping[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its driver has looked whether it was cancelled, and writes it down before it claims it."""
     job = submit(lavatar, "--detach")["job"]
-    ((_, _, _, *words),) = handed
+    ((command, _),) = handed
+    _, _, _, *words = shlex.split(command)
     told: list[State] = []
 
     def cancelled_meanwhile(registry: Registry, *given: Any) -> Any:
@@ -275,16 +278,40 @@ def test_a_claim_that_is_done_again_keeps_the_cancel_that_came_between(world: tu
 
 
 def test_the_priority_of_a_detached_submit_comes_to_the_queue_of_the_cluster(
-    lavatar: Any, asked: Asked, handed: list[list[str]]
+    lavatar: Any, asked: Asked, handed: list[tuple[str, Mapping[str, str]]]
 ) -> None:
     """What is handed over is run here, as the cluster would: the job's priority comes by the registry."""
     job = submit(lavatar, "--detach", "--priority", "3")["job"]
     assert (priority_of(lavatar, job), asked.started) == (3, [])
-    ((_, _, module, *words),) = handed
+    ((command, _),) = handed
+    _, _, module, *words = shlex.split(command)
     assert (module, words) == ("lavatar.platform.cli", ["jobs", "run", job])
     assert lavatar(*words)[0] == 0
     assert asked.priorities == {3}
     assert len(asked.started) == 5
+
+
+def test_what_a_shell_of_the_cluster_runs_is_what_was_handed_over_word_by_word(
+    lavatar: Any,
+    handed: list[tuple[str, Mapping[str, str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's Jobs API has a shell run the command: so does this test, with paths that a shell would make much of."""
+    place = tmp_path / "a b; touch stolen & $(touch stolen) `touch stolen` 'c' \"d\" *"
+    home, python = place / "home", place / "python"
+    place.mkdir()
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@" "$LAVATAR_HOME"\n')
+    python.chmod(0o700)
+    monkeypatch.setenv("LAVATAR_HOME", str(home))
+    monkeypatch.setattr(sys, "executable", str(python))
+    job = submit(lavatar, "--detach")["job"]
+    ((command, variables),) = handed
+    theirs = {"PATH": os.defpath, **variables}
+    done = subprocess.run(command, shell=True, env=theirs, cwd=tmp_path, capture_output=True, text=True, check=False)
+    wanted = [str(python), "-m", "lavatar.platform.cli", "jobs", "run", job, str(home)]
+    assert (done.stdout.splitlines(), done.stderr) == (wanted, "")
+    assert not list(tmp_path.rglob("stolen"))
 
 
 def test_a_running_job_is_not_taken_up_twice(lavatar: Any, home: Path) -> None:
