@@ -93,25 +93,27 @@ class TrialBoard:
         """Writes down whose weights the trial has from here on, and its values; once, however often it restarts."""
         number, own = self._rows[donor.trial]["number"], row["reports"][-1][STEP] if row["reports"] else 0
         copy = {"trial": number, "step": donor.step, "at": own, "params": point}
-        if copy in row.setdefault("copies", []):
-            return
+        if row.setdefault("copies", []) and row["copies"][-1] | {"at": own} == copy:
+            return  # what it had reported since was not stored
         row["copies"].append(copy)
+        row["logged"] = donor.step  # what it does from there on is new, older than its own last step or not
         what = f"{_name(row)}, at step {own}, goes on with the weights of trial {number} at step {donor.step}"
         self._display.message(f"{what} and {values_text(point)}")
         self._tracker.tag(row["run_id"], {VALUES_TAG: json.dumps(point), COPIES_TAG: json.dumps(row["copies"])})
 
     def reported(self, trial: str, figures: Mapping[str, float], curve: Curve | None = None) -> None:
-        """After a restart a trial says again what was not stored of it: the newer report counts."""
+        """After a restart a trial says again what was not stored of it: the newer report counts. Its run has that."""
         row, step = self._rows[trial], int(figures[STEP])
-        metric = self._sweep.metric
-        known = any(r[STEP] == step and r.get(metric) == figures.get(metric) for r in row["reports"])
+        metric, logged = self._sweep.metric, _logged(row)
         row["reports"] = [*(r for r in row["reports"] if r[STEP] < step), dict(figures)]
+        row["logged"] = max(step, logged)
         self._write()
         text = f"{metric} {figures[metric]:.4g}" if metric in figures else ""
         self._display.progress(_name(row), Event(_name(row), text, step, self._sweep.steps, "steps"))
-        if not known:
-            measured = {k: v for k, v in figures.items() if k != STEP}
-            self._tracker.log_steps(row["run_id"], [*(curve or ()), (step, measured)])
+        measured = {k: v for k, v in figures.items() if k != STEP}
+        fresh = [(at, values) for at, values in (*(curve or ()), (step, measured)) if at > logged]
+        if fresh:
+            self._tracker.log_steps(row["run_id"], fresh)
 
     def ended(self, trial: str) -> None:
         row = self._rows[trial]
@@ -174,6 +176,11 @@ class TrialBoard:
         self._changed = False
         columns, text = table_columns(self._sweep, self.data), table_text(self._sweep, self.data)
         self._tracker.log_table(self.data["run_id"], TABLE, columns, text)
+
+
+def _logged(row: Mapping[str, Any]) -> int:
+    """The step up to which a trial's run has its curves."""
+    return int(row.get("logged", row["reports"][-1][STEP] if row["reports"] else 0))
 
 
 def _name(row: Mapping[str, Any]) -> str:
