@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from platform_fakes import FORK, FakeHandle, Recorder
 from repair_files import doctor, solid
 from sweep_files import Tune, command, report, toy_sweep, tracked, tune
 
+from lavatar.errors import StageBusyError
 from lavatar.platform import runs, sweeps
 from lavatar.platform.garbage import freed, garbage
 from lavatar.platform.home import Home
@@ -76,6 +79,21 @@ def test_cancel_stops_what_the_trials_need_too(tune: Tune, command: Any, lavatar
     assert "lavatar sweep resume" in err
     del tune.runner.bodies["preprocess"]  # type: ignore[attr-defined]
     assert json.loads(lavatar(*command, "--json")[1])["state"] == "finished"
+
+
+def test_who_looks_at_a_sweep_keeps_none_from_starting_and_sees_no_other_who_looks(tmp_path: Path) -> None:
+    looks = (tmp_path / sweeps.LOCK).open("a")
+    fcntl.flock(looks, fcntl.LOCK_SH)  # as `running` does
+    assert not sweeps.running(tmp_path)
+    looked = threading.Timer(0.2, looks.close)
+    looked.start()
+    with sweeps.alone(tmp_path):
+        assert looks.closed, "it waited for that"
+        assert sweeps.running(tmp_path)
+        with pytest.raises(StageBusyError), sweeps.alone(tmp_path):
+            pass
+    assert not sweeps.running(tmp_path)
+    looked.join()
 
 
 def test_delete_removes_a_sweep_and_its_job(tune: Tune, command: Any, lavatar: Any, home: Path) -> None:
