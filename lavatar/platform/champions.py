@@ -6,8 +6,8 @@ touched. By the recipe's `evaluation.promote` a new version becomes champion `al
 * the first version that was measured becomes champion;
 * after that one that has a better figure (`evaluation.champion_avatar` of self reenactment, `champion_pair` of cross
   reenactment) on the same held-out frames, drawn at the same size. Where one of the two has no LPIPS, PSNR decides;
-* where the two cannot be compared (other frames, or never measured), the champion stays: nothing shows that the new
-  one is better. The log says so, and `lavatar models promote` is the way out.
+* where the two cannot be compared (other frames, measured in another way, or never), the champion stays: nothing shows
+  that the new one is better. The log says so, and `lavatar models promote` is the way out.
 
 The champions so far stand in a tag of the registered model, the newest last, so that `rollback` finds the one before.
 The tag comes with the second champion: of the first one the alias says it.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 HISTORY_TAG = "lavatar.champions"  # of a registered model: numbers of versions
-HELD_OUT_TAG = "lavatar.held_out"  # of a version: digest of the frames that it was measured on, and of their size
+HELD_OUT_TAG = "lavatar.held_out"  # of a version: digest of the frames that it was measured on, their size, and how
 FIGURE_TAG = "lavatar.figure."  # of a version: one for each figure, as lavatar.figure.self/lpips
 _REMEMBERED = 200
 _WITHOUT = {"lpips": "psnr"}
@@ -126,7 +126,7 @@ def figure(tags: Mapping[str, str], path: str) -> float | None:
 
 
 def comparable(tags: Mapping[str, str], others: Mapping[str, str]) -> bool:
-    """Whether two versions with these tags were measured on the same held-out frames."""
+    """Whether two versions with these tags were measured on the same held-out frames in the same way."""
     return HELD_OUT_TAG in tags and tags[HELD_OUT_TAG] == others.get(HELD_OUT_TAG)
 
 
@@ -140,7 +140,8 @@ def _compared(
         if HELD_OUT_TAG not in tags:
             return False, f"version {number} was never measured, so the two cannot be compared; {way_out}"
     if not comparable(new, old):
-        return False, f"version {version} was measured on other held-out frames and cannot be compared; {way_out}"
+        why = f"version {version} was measured on other held-out frames, or in another way, and cannot be compared"
+        return False, f"{why}; {way_out}"
     stem, _, last = path.rpartition("/")
     for shown in (path, f"{stem}/{_WITHOUT.get(last, last)}"):
         ours, theirs = figure(new, shown), figure(old, shown)

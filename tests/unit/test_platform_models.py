@@ -16,13 +16,14 @@ import sqlalchemy as sa
 from lavatar.errors import StageFailedError
 from lavatar.platform import lookup
 from lavatar.platform.champions import HELD_OUT_TAG
+from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
-from lavatar.platform.lineage import SECTIONS_TAG
+from lavatar.platform.lineage import SECTIONS_TAG, Lineage
 from lavatar.platform.registering import Model, Registrar, Standing
 from lavatar.platform.subjects import add_subject, describe_synthetic
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model_files import Models, measures, mlflow_tables, models
+from model_files import Models, figures, measures, mlflow_tables, models
 from platform_fakes import FakeHandle, FakeRunner, make_plan, make_plan_of, make_shared_plan, office, plain_digest
 
 __all__ = ["mlflow_tables", "models", "plain_digest"]
@@ -107,6 +108,23 @@ def test_a_version_is_made_in_few_statements(models: Models) -> None:
         sa.event.remove(sa.Engine, "before_cursor_execute", count)
     assert models.champion("lavatar-pair-A-C") == 1
     assert 20 < sum(made) < 130, made
+
+
+def test_what_is_measured_in_another_way_is_not_compared(home: Path, plain_digest: None) -> None:
+    def measured(*overrides: str) -> list[str]:
+        plan = make_plan(Home(home), "A", "B", *overrides)
+        (pair,) = plan.pairs
+        known = (Lineage.of_avatar(plan, pair), Lineage.of_pair(plan, pair))
+        return [lineage.measured(figures())[HELD_OUT_TAG] for lineage in known]
+
+    avatar, pair = measured()
+    assert measured("avatar_training.steps=7") == [avatar, pair]
+    other = measured("evaluation.self_smoothing=2")
+    assert (other[0] != avatar, other[1] == pair) == (True, True)
+    other = measured("evaluation.pose_smoothing=2")
+    assert (other[0] == avatar, other[1] != pair) == (True, True)
+    other = measured("evaluation.identity_frames=3")
+    assert (other[0] != avatar, other[1] != pair) == (True, True)
 
 
 def test_a_worse_model_is_latest_and_no_champion(models: Models) -> None:
