@@ -171,16 +171,18 @@ def read_trials(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: {error}", _again(folder)) from None
 
 
-def run_ids(home: Home) -> set[str] | None:
-    """MLflow's runs of all sweeps and their trials; None: a sweep is damaged, and nobody knows."""
-    found: set[str | None] = set()
+def run_ids(home: Home) -> dict[str, Path] | None:
+    """MLflow's runs of all sweeps and their trials, each with the sweep's folder; None: a sweep is damaged, and nobody
+    knows."""
+    found: dict[str | None, Path] = {}
     for path in home.root.glob(f"sweeps/[!.]*/{TRIALS}"):
         try:
             trials = read_trials(path.parent)
         except DataError:
             return None
-        found |= {trials["run_id"], *(row.get("run_id") for row in trials["trials"].values())}
-    return {run_id for run_id in found if run_id}
+        ids = (trials["run_id"], *(row.get("run_id") for row in trials["trials"].values()))
+        found |= dict.fromkeys(ids, path.parent)
+    return {run_id: folder for run_id, folder in found.items() if run_id}
 
 
 @contextmanager
