@@ -221,6 +221,25 @@ def test_what_differs_between_two_jobs_is_told_and_nothing_else(world: World) ->
     assert {name.rpartition(" ")[2] for name in found["data"]} == {"avatar", "pair"}
 
 
+def test_runs_diff_tells_it_as_text_and_as_json(world: World, lavatar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry, (first, second) = world
+    monkeypatch.setenv("LAVATAR_HOME", str(home.root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, out, _ = lavatar("runs", "diff", first, second)
+    steps = str(lookup.get_job(registry, first).recipe["avatar_training"]["steps"])
+    assert (code, [line.split() for line in out.splitlines() if line.startswith("recipe")]) == (
+        0, [["recipe", "avatar_training.steps", steps, "7"]],
+    )  # fmt: skip
+    code, out, _ = lavatar("runs", "diff", first, second, "--json")
+    told = json.loads(out)
+    assert (code, told["differs"]["recipe"]) == (0, {"avatar_training.steps": [steps, "7"]})
+    assert [run["run"] for run in told["runs"]] == [
+        lookup.get_job(registry, job).mlflow_run_id for job in (first, second)
+    ]
+    code, out, _ = lavatar("runs", "diff", first, first)
+    assert (code, out.rstrip().endswith("nothing of what was recorded differs")) == (0, True)
+
+
 def test_seeds_have_a_place_of_their_own(world: World) -> None:
     home, registry, (first, _) = world
     both = recorded(home, registry, find(home, registry, first))
