@@ -190,6 +190,16 @@ def test_a_stages_run_says_where_it_ran_and_what_it_read(world: World, tracker: 
     assert json.loads(video.dataset.profile)["sha256"] == lookup.job_pairs(registry, first)[0].avatar_digest
 
 
+def test_what_differs_from_the_commit_is_in_the_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = provenance.Code("1.0", "c" * 40, "-old line\n+new line\n")
+    monkeypatch.setattr(provenance, "find_code", lambda: code)
+    run = str(tracker.open_job("changed", "j", None, {}))
+    tracker.log_origin(run, {"a": 1})
+    text = Path(tracker.client.download_artifacts(run, f"provenance/1/{provenance.DIFF}")).read_text()
+    assert (provenance.DIFF, text) == ("code.diff", code.diff)
+    assert tracker.client.get_run(run).data.tags[provenance.CODE_TAG].startswith("changed: diff ")
+
+
 def test_the_same_job_again_records_nothing_twice_and_another_way_beside_it(
     world: World, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
