@@ -17,6 +17,7 @@ from lavatar.configs.sweep import Curve, Donor
 from lavatar.contracts import Event
 from lavatar.platform import sweeps
 from lavatar.platform.inputs import Input
+from lavatar.platform.machine import MACHINE_TAG
 from lavatar.platform.progress import Display
 from lavatar.platform.states import State
 from lavatar.platform.sweeps import Sweep
@@ -27,6 +28,7 @@ from lavatar.training.files import write_json
 STEP = "step"
 _STATES = {"finished": State.FINISHED, "stopped": State.FINISHED, "failed": State.FAILED}
 VALUES_TAG = "lavatar.values"  # of a trial that took over another one: its values since
+HOST_TAG = f"{MACHINE_TAG}host"  # of a trial: on which machine it was last
 COPIES_TAG = "lavatar.copies"  # of such a trial: each time whose weights at which step it took, and at which own step
 LOOK_SECONDS = 0.5
 """How often is looked whether somebody asked the sweep to stop."""
@@ -101,12 +103,14 @@ class TrialBoard:
         self._display.message(f"{what} and {values_text(point)}")
         self._tracker.tag(row["run_id"], {VALUES_TAG: json.dumps(point), COPIES_TAG: json.dumps(row["copies"])})
 
-    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve | None = None) -> None:
+    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve | None = None, host: str = "") -> None:
         """After a restart a trial says again what was not stored of it: the newer report counts. Its run has that."""
         row, step = self._rows[trial], int(figures[STEP])
         metric, logged = self._sweep.metric, _logged(row)
         row["reports"] = [*(r for r in row["reports"] if r[STEP] < step), dict(figures)]
         row["logged"] = max(step, logged)
+        moved = host != row.get("host", "")
+        row["host"] = host
         self._write()
         text = f"{metric} {figures[metric]:.4g}" if metric in figures else ""
         self._display.progress(_name(row), Event(_name(row), text, step, self._sweep.steps, "steps"))
@@ -114,6 +118,8 @@ class TrialBoard:
         fresh = [(at, values) for at, values in (*(curve or ()), (step, measured)) if at > logged]
         if fresh:
             self._tracker.log_steps(row["run_id"], fresh)
+        if moved:
+            self._tracker.tag(row["run_id"], {HOST_TAG: host})
 
     def ended(self, trial: str) -> None:
         row = self._rows[trial]

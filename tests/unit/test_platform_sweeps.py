@@ -364,12 +364,12 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     board.started("a", {"avatar.samples": 4})
     board.started("b", {"avatar.samples": 8})
     for step in (5, 10):
-        board.reported("a", report(step, 2 / step))
-        board.reported("b", report(step, 1 / step), [(step - 2, {"loss/avatar/total": 5 / step})])
+        board.reported("a", report(step, 2 / step), host="one")
+        board.reported("b", report(step, 1 / step), [(step - 2, {"loss/avatar/total": 5 / step})], "two")
     for _ in range(2):  # population based training: b's weights, other values; and its process died at once
         board.started("a", {"avatar.samples": 9}, Donor("b", 10))
-    board.reported("a", report(15, 0.05))
-    board.reported("a", report(20, 0.04))
+    board.reported("a", report(15, 0.05), host="three")
+    board.reported("a", report(20, 0.04), host="three")
     board.ended("a")
     board.failed("b", "the loss is not finite", "")
     (folder / sweeps.PLOT).write_text(plot(sweep, board.data))
@@ -393,6 +393,7 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     assert [(point.step, point.value) for point in curve] == [(5, 0.4), (10, 0.2), (15, 0.05), (20, 0.04)]
     curve = client.get_metric_history(runs["trial 2"].info.run_id, "loss/avatar/total")
     assert [(point.step, point.value) for point in curve] == [(3, 1.0), (8, 0.5)]
+    assert [runs[f"trial {i}"].data.tags["lavatar.machine.host"] for i in (1, 2)] == ["three", "two"]
     assert parent.data.metrics["best/lpips"] == 0.04
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"plot.svg", "trials.json", "progress.json", "progress.txt"}
