@@ -11,7 +11,8 @@ touched. By the recipe's `evaluation.promote` a new version becomes champion `al
 
 Of one home one process at a time decides. Another home on the same server may decide at the same moment, and MLflow
 compares nothing when an alias is set: so each leaves a mark first, sets the alias, and then looks for marks that were
-not there when it began. Whoever sets the alias last sees all others' marks, and lets the better one have it.
+not there when it began. Whoever sets the alias last sees all others' marks, and lets the better one have it. Where
+there was no champion nobody looks: of two first ones the last stays, until a better one comes.
 
 The champions so far stand in a tag of the registered model, the newest last, so that `rollback` finds the one before.
 The tag comes with the second champion: of the first one the alias says it.
@@ -91,7 +92,7 @@ def _contend(client: MlflowClient, name: str, version: int, contest: Contest, ta
     else:
         why = "evaluation.promote is always" if contest.policy == "always" else "it is the first that was measured"
     _crown(client, model, version)
-    for rival in _rivals(client, model, version) if contest.policy == "better" else ():
+    for rival in _rivals(client, model, version) if contest.policy == "better" and champion is not None else ():
         theirs = client.get_model_version(name, str(rival)).tags
         won, better = _compared(client, name, (rival, theirs), version, contest.figure)
         if won:
