@@ -182,31 +182,6 @@ def test_what_a_killed_sweep_leaves_is_found_and_removed(
     assert (item["where"], (folder / "tune").exists()) == (str(folder / "tune"), False)
 
 
-def test_runs_of_a_sweep_of_another_machine_are_ended_when_nothing_runs_it(
-    tracked: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lavatar.platform.tracking import Tracker
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("lavatar.platform.tracking.process_mark", lambda: "far|1|1.0")
-    folder = tracked.root / "sweeps" / "far"
-    folder.mkdir(parents=True)
-    tracker = Tracker(tracked, print)
-    board = TrialBoard(folder, toy_sweep(), Recorder(), tracker)
-    board.open({})
-    board.started("a", {"avatar.samples": 4})
-    own = [board.data["run_id"], board.data["trials"]["a"]["run_id"]]
-
-    def states() -> list[str]:
-        return [tracker.client.get_run(run_id).info.status for run_id in own]
-
-    with sweeps.alone(folder):  # as its process does on whatever machine
-        runs.end_abandoned(tracked, print)
-        assert states() == ["RUNNING"] * 2
-    runs.end_abandoned(tracked, print)
-    assert states() == ["KILLED"] * 2
-
-
 def test_gc_frees_the_runs_of_a_sweep_that_was_deleted(tracked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from lavatar.platform.deletion import delete_sweep
     from lavatar.platform.tracking import Tracker
@@ -242,3 +217,28 @@ def test_gc_frees_the_runs_of_a_sweep_that_was_deleted(tracked: Home, monkeypatc
     assert len(runs.unreferenced(tracked, registry)) == 6
     assert all(freed(item, print) for item in items)
     assert own() == ["sweep kept", "trial 1", "trial 2"]
+
+
+def test_runs_of_a_sweep_of_another_machine_are_ended_when_nothing_runs_it(
+    tracked: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lavatar.platform.tracking import Tracker
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("lavatar.platform.tracking.process_mark", lambda: "far|1|1.0")
+    folder = tracked.root / "sweeps" / "far"
+    folder.mkdir(parents=True)
+    tracker = Tracker(tracked, print)
+    board = TrialBoard(folder, toy_sweep(), Recorder(), tracker)
+    board.open({})
+    board.started("a", {"avatar.samples": 4})
+    own = [board.data["run_id"], board.data["trials"]["a"]["run_id"]]
+
+    def states() -> list[str]:
+        return [tracker.client.get_run(run_id).info.status for run_id in own]
+
+    with sweeps.alone(folder):  # as its process does on whatever machine
+        runs.end_abandoned(tracked, print)
+        assert states() == ["RUNNING"] * 2
+    runs.end_abandoned(tracked, print)
+    assert states() == ["KILLED"] * 2
