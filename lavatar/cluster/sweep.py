@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -36,8 +37,8 @@ from lavatar.configs.sweep import Curve, Donor, Mode, Scheduler, Search
 from lavatar.errors import JobError, LavatarError, TrainingError
 from lavatar.training.files import write_json
 
-FIGURES, LOSSES = "figures", "losses"
-"""What a trial reports once more by itself, for Tune adds figures of its own; and its losses since the last report."""
+FIGURES, LOSSES, HOST = "figures", "losses", "machine"
+"""What a trial reports once more by itself, for Tune adds figures of its own; its curves since; and its machine."""
 LOG_HINT = "What its processes printed is in logs/sweep-SWEEP.log in the home."
 FAILED = "failed"
 """Folder of the trials' own errors, which would come back however often Tune tries."""
@@ -76,8 +77,8 @@ class TrialWatch(Protocol):
         """A trial begins, or goes on: after a restart, or with the weights of another, `donor`, and other values."""
         ...
 
-    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve) -> None:
-        """What was measured, and the losses of the steps since it was last."""
+    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve, host: str) -> None:
+        """What was measured, on which machine, and the curves of the steps since it was last."""
         ...
 
     def ended(self, trial: str) -> None:
@@ -153,7 +154,7 @@ class _Relay(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if self.watch:
-            self.watch.reported(trial.trial_id, result[FIGURES], result[LOSSES])
+            self.watch.reported(trial.trial_id, result[FIGURES], result[LOSSES], result[HOST])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self.watch:
@@ -310,7 +311,7 @@ def _in_actor(trials: Trials, share: Share, point: Point) -> None:
 
     def report(figures: dict[str, float], state: Path, curve: Curve) -> None:
         checkpoint = tune.Checkpoint.from_directory(str(state))
-        tune.report({**figures, FIGURES: figures, LOSSES: curve}, checkpoint=checkpoint)
+        tune.report({**figures, FIGURES: figures, LOSSES: curve, HOST: platform.node()}, checkpoint=checkpoint)
 
     with redirected(log):
         where = f"{_place(share, device)} (process {os.getpid()})"

@@ -38,7 +38,7 @@ ABOUT = "trial.json"
 PLANS: Mapping[StageKind, PlanFactory] = {StageKind.AVATAR: avatar_plan, StageKind.PAIR: pair_plan}
 
 Report = Callable[[dict[str, float], Path, Curve], None]
-"""Takes figures, the folder of the state that they were measured at, which it may not keep, and the losses since."""
+"""Takes figures, the folder of the state that they were measured at, which it may not keep, and the curves since."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def goes_on_from(state: Path) -> str:
 
 
 class _Losses(NullSink):
-    """Remembers the losses of the last step that was logged, and of those since they were taken. Steps of a phase count
-    from `offset`."""
+    """Remembers the losses of the last step that was logged, and the curves since they were taken: losses, and by the
+    names that a stage's run has, learning rates and pace. Steps of a phase count from `offset`."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -88,16 +88,19 @@ class _Losses(NullSink):
         self.offset = 0
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        found = {
-            f"loss/{name}": value for name, value in metrics.items() if "rate/" not in name and not measures_time(name)
-        }
-        self.values |= found
-        self.curve.append((self.offset + step, found))
+        beside = {name: value for name, value in metrics.items() if "rate/" in name or measures_time(name)}
+        losses = {f"loss/{name}": value for name, value in metrics.items() if name not in beside}
+        self.values |= losses
+        self.curve.append((self.offset + step, {**losses, **beside}))
 
     def taken(self, before: int) -> Curve:
-        """The curve up to a step, without it; it begins anew."""
-        found, self.curve = [point for point in self.curve if point[0] < before and point[1]], []
-        return found
+        """The curves up to a step, of that one without what its figures have; they begin anew."""
+        found, self.curve = self.curve, []
+        kept = [
+            (step, {name: value for name, value in values.items() if step < before or name not in self.values})
+            for step, values in found
+        ]
+        return [point for point in kept if point[0] <= before and point[1]]
 
 
 class _Trial:

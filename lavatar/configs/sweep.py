@@ -18,7 +18,7 @@ Mode = Literal["min", "max"]
 
 
 Curve = list[tuple[int, dict[str, float]]]
-"""Steps and their losses by name."""
+"""Steps and their losses, learning rates and pace by name."""
 
 
 class Donor(NamedTuple):

@@ -6,8 +6,13 @@ touched. By the recipe's `evaluation.promote` a new version becomes champion `al
 * the first version that was measured becomes champion;
 * after that one that has a better figure (`evaluation.champion_avatar` of self reenactment, `champion_pair` of cross
   reenactment) on the same held-out frames, drawn at the same size. Where one of the two has no LPIPS, PSNR decides;
-* where the two cannot be compared (other frames, or never measured), the champion stays: nothing shows that the new
-  one is better. The log says so, and `lavatar models promote` is the way out.
+* where the two cannot be compared (other frames, measured in another way, or never), the champion stays: nothing shows
+  that the new one is better. The log says so, and `lavatar models promote` is the way out.
+
+Of one home one process at a time decides. Another home on the same server may decide at the same moment, and MLflow
+compares nothing when an alias is set: so each leaves a mark first, sets the alias, and then looks for marks that were
+not there when it began. Whoever sets the alias last sees all others' marks, and lets the better one have it. Where
+there was no champion nobody looks: of two first ones the last stays, until a better one comes.
 
 The champions so far stand in a tag of the registered model, the newest last, so that `rollback` finds the one before.
 The tag comes with the second champion: of the first one the alias says it.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,7 +39,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 HISTORY_TAG = "lavatar.champions"  # of a registered model: numbers of versions
-HELD_OUT_TAG = "lavatar.held_out"  # of a version: digest of the frames that it was measured on, and of their size
+HELD_OUT_TAG = "lavatar.held_out"  # of a version: digest of the frames that it was measured on, their size, and how
+CROWNED_TAG = "lavatar.crowned."  # of a registered model, + a version: made champion; another value each time
 FIGURE_TAG = "lavatar.figure."  # of a version: one for each figure, as lavatar.figure.self/lpips
 _REMEMBERED = 200
 _WITHOUT = {"lpips": "psnr"}
@@ -68,20 +75,30 @@ def contend(
 ) -> str:
     """Make the version, which has these tags, champion if it is due; in a sentence what came of it, and why."""
     with _alone(home):
-        model = client.get_registered_model(name)
-        champion, this = _champion(model), f"{name} version {version}"
-        if champion == version:
-            return f"{this} is champion already"
-        if contest.policy == "never":
-            return f"{this} does not become champion: evaluation.promote is never"
-        if contest.policy == "better" and champion is not None:
-            won, why = _compared(client, name, (version, tags), champion, contest.figure)
-            if not won:
-                return f"{name} version {champion} stays champion: {why}"
-        else:
-            why = "evaluation.promote is always" if contest.policy == "always" else "it is the first that was measured"
-        _crown(client, model, version)
-        return f"{this} is champion: {why}"
+        return _contend(client, name, version, contest, tags)
+
+
+def _contend(client: MlflowClient, name: str, version: int, contest: Contest, tags: Mapping[str, str]) -> str:
+    model = client.get_registered_model(name)
+    champion, this = _champion(model), f"{name} version {version}"
+    if champion == version:
+        return f"{this} is champion already"
+    if contest.policy == "never":
+        return f"{this} does not become champion: evaluation.promote is never"
+    if contest.policy == "better" and champion is not None:
+        won, why = _compared(client, name, (version, tags), champion, contest.figure)
+        if not won:
+            return f"{name} version {champion} stays champion: {why}"
+    else:
+        why = "evaluation.promote is always" if contest.policy == "always" else "it is the first that was measured"
+    _crown(client, model, version)
+    for rival in _rivals(client, model, version) if contest.policy == "better" and champion is not None else ():
+        theirs = client.get_model_version(name, str(rival)).tags
+        won, better = _compared(client, name, (rival, theirs), version, contest.figure)
+        if won:
+            _contend(client, name, rival, contest, theirs)
+            return f"{name} version {rival} stays champion: {better}"
+    return f"{this} is champion: {why}"
 
 
 def crown(home: Home, client: MlflowClient, name: str, version: int) -> int | None:
@@ -126,7 +143,7 @@ def figure(tags: Mapping[str, str], path: str) -> float | None:
 
 
 def comparable(tags: Mapping[str, str], others: Mapping[str, str]) -> bool:
-    """Whether two versions with these tags were measured on the same held-out frames."""
+    """Whether two versions with these tags were measured on the same held-out frames in the same way."""
     return HELD_OUT_TAG in tags and tags[HELD_OUT_TAG] == others.get(HELD_OUT_TAG)
 
 
@@ -140,7 +157,8 @@ def _compared(
         if HELD_OUT_TAG not in tags:
             return False, f"version {number} was never measured, so the two cannot be compared; {way_out}"
     if not comparable(new, old):
-        return False, f"version {version} was measured on other held-out frames and cannot be compared; {way_out}"
+        why = f"version {version} was measured on other held-out frames, or in another way, and cannot be compared"
+        return False, f"{why}; {way_out}"
     stem, _, last = path.rpartition("/")
     for shown in (path, f"{stem}/{_WITHOUT.get(last, last)}"):
         ours, theirs = figure(new, shown), figure(old, shown)
@@ -159,7 +177,19 @@ def _crown(client: MlflowClient, model: RegisteredModel, version: int) -> None:
     past = history(model.tags, _champion(model))
     if past and past[-1] != version:
         _remember(client, model.name, [*past, version])
+    client.set_registered_model_tag(model.name, f"{CROWNED_TAG}{version}", uuid.uuid4().hex)
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
+
+
+def _rivals(client: MlflowClient, model: RegisteredModel, version: int) -> list[int]:
+    """What other homes have made champion since `model` was read, where `version` is champion now; else whoever made
+    another one so sees to it."""
+    now = client.get_registered_model(model.name)
+    if _champion(now) != version:
+        return []
+    fresh = {key for key, value in now.tags.items() if model.tags.get(key) != value}
+    numbers = [int(key.removeprefix(CROWNED_TAG)) for key in fresh if re.fullmatch(CROWNED_TAG + "[0-9]{1,9}", key)]
+    return sorted(number for number in numbers if number != version)
 
 
 def _remember(client: MlflowClient, name: str, past: list[int]) -> None:

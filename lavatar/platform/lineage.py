@@ -73,14 +73,15 @@ class Lineage:
         return {key: value for key, value in known.items() if value}
 
     def measured(self, metrics: Mapping[str, Any]) -> dict[str, str]:
-        """The figures of a preview that this model's own are, and on which frames they were measured."""
+        """The figures of a preview that this model's own are, and on which frames and how they were measured."""
         options = self.recipe.evaluation
         part = _PART[self.kind]
         figures = flat(_without({part: metrics.get(part) or {}}))
         frames = (METHOD_VERSION[StageKind.PREVIEW], self.datasets, self.recipe.avatar.image_size, options.max_frames)
+        smoothing = options.self_smoothing if self.kind is StageKind.AVATAR else options.pose_smoothing
         return {
             **{f"{FIGURE_TAG}{path}": f"{value:g}" for path, value in figures.items()},
-            HELD_OUT_TAG: digest("held out", *frames),
+            HELD_OUT_TAG: digest("held out", *frames, smoothing, options.identity_frames),
             DECIDED_BY_TAG: self.contest().figure,
         }
 

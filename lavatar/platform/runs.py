@@ -30,6 +30,8 @@ FAR_SECONDS = 600.0
 
 def unended(home: Home, registry: Registry) -> Iterator[Finding]:
     """Runs that are shown as running although the process that opened them is gone."""
+    from lavatar.platform import sweeps
+
     if not tracked(home):
         return
     try:
@@ -38,10 +40,10 @@ def unended(home: Home, registry: Registry) -> Iterator[Finding]:
         yield Finding(error.message, home.tracking_uri, error.hint)
         return
     rows = by_run(registry)
-    now = lookup.time_of(registry)
+    now, swept = lookup.time_of(registry), sweeps.run_ids(home) or {}
     for run in _search(client, home, "attributes.status = 'RUNNING'"):
         row = rows.get(run.info.run_id)
-        if _abandoned(run, row, now):
+        if _abandoned(run, row, swept.get(run.info.run_id), now):
             yield _finding(home, registry, run, row)
 
 
@@ -57,14 +59,19 @@ def end_abandoned(home: Home, say: Callable[[str], None]) -> None:
         say(f"runs whose process is gone are not ended: {error.message}")
 
 
-def _abandoned(run: Run, row: Stage | Job | None, now: float) -> bool:
-    """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that.
+def _abandoned(run: Run, row: Stage | Job | None, sweep: Path | None, now: float) -> bool:
+    """Whether nobody will end a run. Its stage ends first, and the model is registered in it after that. `sweep`: the
+    folder of the one that it is of, whose lock tells on every machine whether it is run.
 
     `now` is told by the clock that told when the stage ended, and of the leases.
     """
     if row is not None and row.state == State.RUNNING:
         return not owner_alive(row, now)
     alive = marked_alive(run.data.tags.get(OWNER_TAG, ""))
+    if alive is None and sweep is not None:
+        from lavatar.platform import sweeps
+
+        return not sweeps.running(sweep)
     if alive is None:
         return row is not None and (row.ended or 0.0) < now - FAR_SECONDS
     return not alive
@@ -113,7 +120,7 @@ def unreferenced(home: Home, registry: Registry, going: Collection[str] = ()) ->
     found = [
         run
         for run in _search(client, home)
-        if run.info.run_id not in rows and not (swept or set()) & {run.info.run_id, run.data.tags.get(PARENT_TAG)}
+        if run.info.run_id not in rows and not (swept or {}).keys() & {run.info.run_id, run.data.tags.get(PARENT_TAG)}
     ]
     return [
         run

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter
 
@@ -171,38 +171,47 @@ def read_trials(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: {error}", _again(folder)) from None
 
 
-def run_ids(home: Home) -> set[str] | None:
-    """MLflow's runs of all sweeps and their trials; None: a sweep is damaged, and nobody knows."""
-    found: set[str | None] = set()
+def run_ids(home: Home) -> dict[str, Path] | None:
+    """MLflow's runs of all sweeps and their trials, each with the sweep's folder; None: a sweep is damaged, and nobody
+    knows."""
+    found: dict[str | None, Path] = {}
     for path in home.root.glob(f"sweeps/[!.]*/{TRIALS}"):
         try:
             trials = read_trials(path.parent)
         except DataError:
             return None
-        found |= {trials["run_id"], *(row.get("run_id") for row in trials["trials"].values())}
-    return {run_id for run_id in found if run_id}
+        ids = (trials["run_id"], *(row.get("run_id") for row in trials["trials"].values()))
+        found |= dict.fromkeys(ids, path.parent)
+    return {run_id: folder for run_id, folder in found.items() if run_id}
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """While this process runs the sweep. Raises StageBusyError while another one does."""
     with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StageBusyError(
-                f"sweep {folder.name} is being run by another process", f"See: lavatar sweep show {folder.name}"
-            ) from None
+        while not _locked(file, fcntl.LOCK_EX):
+            if not _locked(file, fcntl.LOCK_SH):
+                raise StageBusyError(
+                    f"sweep {folder.name} is being run by another process", f"See: lavatar sweep show {folder.name}"
+                )
+            fcntl.flock(file, fcntl.LOCK_UN)  # somebody only looks
+            time.sleep(0.01)
         yield
 
 
 def running(folder: Path) -> bool:
-    """Whether a process runs the sweep."""
+    """Whether a process runs the sweep. Who looks keeps nobody else from looking."""
+    with (folder / LOCK).open("a") as file:
+        return not _locked(file, fcntl.LOCK_SH)
+
+
+def _locked(file: IO[str], how: int) -> bool:
+    """Whether the lock was free for that; it is held until the file is closed."""
     try:
-        with alone(folder):
-            return False
-    except StageBusyError:
-        return True
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def ask_to_stop(folder: Path) -> None:

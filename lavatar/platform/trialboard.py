@@ -17,6 +17,7 @@ from lavatar.configs.sweep import Curve, Donor
 from lavatar.contracts import Event
 from lavatar.platform import sweeps
 from lavatar.platform.inputs import Input
+from lavatar.platform.machine import MACHINE_TAG
 from lavatar.platform.progress import Display
 from lavatar.platform.states import State
 from lavatar.platform.sweeps import Sweep
@@ -27,6 +28,7 @@ from lavatar.training.files import write_json
 STEP = "step"
 _STATES = {"finished": State.FINISHED, "stopped": State.FINISHED, "failed": State.FAILED}
 VALUES_TAG = "lavatar.values"  # of a trial that took over another one: its values since
+HOST_TAG = f"{MACHINE_TAG}host"  # of a trial: on which machine it was last
 COPIES_TAG = "lavatar.copies"  # of such a trial: each time whose weights at which step it took, and at which own step
 LOOK_SECONDS = 0.5
 """How often is looked whether somebody asked the sweep to stop."""
@@ -93,25 +95,31 @@ class TrialBoard:
         """Writes down whose weights the trial has from here on, and its values; once, however often it restarts."""
         number, own = self._rows[donor.trial]["number"], row["reports"][-1][STEP] if row["reports"] else 0
         copy = {"trial": number, "step": donor.step, "at": own, "params": point}
-        if copy in row.setdefault("copies", []):
-            return
+        if row.setdefault("copies", []) and row["copies"][-1] | {"at": own} == copy:
+            return  # what it had reported since was not stored
         row["copies"].append(copy)
+        row["logged"] = donor.step  # what it does from there on is new, older than its own last step or not
         what = f"{_name(row)}, at step {own}, goes on with the weights of trial {number} at step {donor.step}"
         self._display.message(f"{what} and {values_text(point)}")
         self._tracker.tag(row["run_id"], {VALUES_TAG: json.dumps(point), COPIES_TAG: json.dumps(row["copies"])})
 
-    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve | None = None) -> None:
-        """After a restart a trial says again what was not stored of it: the newer report counts."""
+    def reported(self, trial: str, figures: Mapping[str, float], curve: Curve | None = None, host: str = "") -> None:
+        """After a restart a trial says again what was not stored of it: the newer report counts. Its run has that."""
         row, step = self._rows[trial], int(figures[STEP])
-        metric = self._sweep.metric
-        known = any(r[STEP] == step and r.get(metric) == figures.get(metric) for r in row["reports"])
+        metric, logged = self._sweep.metric, _logged(row)
         row["reports"] = [*(r for r in row["reports"] if r[STEP] < step), dict(figures)]
+        row["logged"] = max(step, logged)
+        moved = host != row.get("host", "")
+        row["host"] = host
         self._write()
         text = f"{metric} {figures[metric]:.4g}" if metric in figures else ""
         self._display.progress(_name(row), Event(_name(row), text, step, self._sweep.steps, "steps"))
-        if not known:
-            measured = {k: v for k, v in figures.items() if k != STEP}
-            self._tracker.log_steps(row["run_id"], [*(curve or ()), (step, measured)])
+        measured = {k: v for k, v in figures.items() if k != STEP}
+        fresh = [(at, values) for at, values in (*(curve or ()), (step, measured)) if at > logged]
+        if fresh:
+            self._tracker.log_steps(row["run_id"], fresh)
+        if moved:
+            self._tracker.tag(row["run_id"], {HOST_TAG: host})
 
     def ended(self, trial: str) -> None:
         row = self._rows[trial]
@@ -174,6 +182,11 @@ class TrialBoard:
         self._changed = False
         columns, text = table_columns(self._sweep, self.data), table_text(self._sweep, self.data)
         self._tracker.log_table(self.data["run_id"], TABLE, columns, text)
+
+
+def _logged(row: Mapping[str, Any]) -> int:
+    """The step up to which a trial's run has its curves."""
+    return int(row.get("logged", row["reports"][-1][STEP] if row["reports"] else 0))
 
 
 def _name(row: Mapping[str, Any]) -> str:

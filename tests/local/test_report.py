@@ -350,6 +350,31 @@ def test_in_a_browser_it_fits_asks_nobody_complains_of_nothing_and_plays(
     assert browser.complaints == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_in_a_browser_two_videos_are_side_by_side_where_there_is_room(
+    browser: Browser, pages: dict[str, Path], width: int
+) -> None:
+    browser.open(pages["both"], width)
+    place = "v => { const at = v.getBoundingClientRect(); return [at.left, at.top]; }"
+    (left, top), (other, below) = browser.evaluate(f"[...document.querySelectorAll('video')].map({place})")
+    if width > 1000:
+        assert (left < other, top == below) == (True, True)
+    else:
+        assert (left == other, top < below) == (True, True)
+
+
+def test_in_a_browser_the_contact_sheets_are_drawn_and_the_cost_has_its_time(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["full"], 1280)
+    drawn = "[...document.querySelectorAll('img.still')].map(i => [i.alt, i.complete && i.naturalWidth > 100])"
+    (still, shown), (own, too) = browser.evaluate(drawn)
+    assert ("the truth above the result" in own, "the truth above" in still, shown, too) == (True, False, True, True)
+    cells = "[...document.querySelectorAll('tr')].map(r => [...r.cells].map(c => c.textContent))"
+    (cost,) = [row for row in browser.evaluate(cells) if row[0] == "avatar:A" and "finished" in row]
+    assert re.fullmatch(r"\d+[smh].*", cost[2]), cost
+
+
 def test_in_a_browser_nothing_moves_where_that_is_asked_for(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["both"], 1280, reduced=True)
     time.sleep(0.5)

@@ -138,6 +138,8 @@ def test_evaluate_measures_the_same_and_logs_it(lavatar: Lavatar, result: dict[s
     client = connect(home)
     logged = client.get_run(run_id).data.metrics
     assert logged["evaluation/self/psnr"] == pytest.approx(result["metrics"]["self"]["psnr"])
+    files = {f.path for f in client.list_artifacts(run_id, "evaluation")}
+    assert {f"evaluation/{name}" for name in ("index.html", "metrics.json", "table.txt", "preview.mp4")} <= files
     client.log_metric(run_id, "evaluation/self/psnr", 0.0)  # what the job has logged is not logged again
     code, out = lavatar("evaluate", "--avatar", "ann", "--actor", "bob", "-o", str(tmp_path / "page"), "--json")
     assert code == 0, lavatar.errors()
@@ -149,7 +151,5 @@ def test_evaluate_measures_the_same_and_logs_it(lavatar: Lavatar, result: dict[s
             assert answer["metrics"][row][name] == pytest.approx(result["metrics"][row][name], rel=1e-3)
     assert answer["page"] == str(tmp_path / "page" / "index.html")
     assert json.loads(Path(answer["metrics_file"]).read_text()) == answer["metrics"]
-    files = {f.path for f in client.list_artifacts(run_id, "evaluation")}
-    assert {f"evaluation/{name}" for name in ("index.html", "metrics.json", "table.txt", "preview.mp4")} <= files
     assert "loading" in lavatar.errors()
     assert lavatar("evaluate", "--avatar", "ann", "-o", result["page"])[0] == 2

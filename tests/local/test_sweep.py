@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -138,7 +139,12 @@ def test_asha_stops_the_bad_ones_and_a_failed_trial_ends_no_other(lavatar: Lavat
     history = client.get_metric_history(nested[str(GOOD)].info.run_id, "psnr")
     assert [point.step for point in history] == [10, 20, 30, 40]
     assert len(client.get_metric_history(nested[str(late[0])].info.run_id, "psnr")) == 1
-    assert {"ssim", "mse", "face/psnr", "loss/avatar/total"} <= set(nested[str(GOOD)].data.metrics)
+    good = nested[str(GOOD)]
+    assert {"ssim", "mse", "face/psnr", "loss/avatar/total"} <= set(good.data.metrics)
+    assert {"avatar/timing/samples_per_second", "avatar/timing/data_wait_share"} <= set(good.data.metrics)
+    (rate, *_) = [name for name in good.data.metrics if name.startswith("avatar/rate/")]
+    assert {10, 20, 30, 40} <= {point.step for point in client.get_metric_history(good.info.run_id, rate)}
+    assert good.data.tags["lavatar.machine.host"] == platform.node()
     assert nested["1e+30"].info.status == "FAILED"
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "plot.svg",

@@ -112,9 +112,12 @@ def test_an_address_of_another_machine_is_refused() -> None:
         _free_port(5000, "192.0.2.77")
 
 
+AWAY = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
 def tell(tmp_path: Path, *arguments: str, **environment: str) -> str:
     """What `lavatar ui` prints beside an MLflow that runs elsewhere."""
-    variables = {**os.environ, "LAVATAR_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": "http://mlflow.example:5000"}
+    variables = {**os.environ, "LAVATAR_HOME": str(tmp_path), **AWAY}
     variables.pop("RAY_AUTH_TOKEN_PATH", None)
     command = [sys.executable, "-m", "lavatar.platform.cli", "ui", *arguments]
     return subprocess.run(command, env={**variables, **environment}, check=True, capture_output=True, text=True).stdout
@@ -131,7 +134,7 @@ def runs_ray(tmp_path: Path, dashboard: str | None) -> Path:
 
 def test_json_names_the_dashboard_and_its_token(tmp_path: Path) -> None:
     ray = json.loads(tell(tmp_path, "--json"))
-    assert ray["mlflow"] == "http://mlflow.example:5000"
+    assert ray["mlflow"] == AWAY["MLFLOW_TRACKING_URI"]
     assert (ray["ray"]["running"], ray["ray"]["dashboard"], ray["ray"]["token_file"]) == (False, None, None)
     token = runs_ray(tmp_path, "http://127.0.0.1:8265")
     ray = json.loads(tell(tmp_path, "--json"))["ray"]

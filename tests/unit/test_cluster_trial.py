@@ -99,8 +99,16 @@ def test_an_avatar_is_measured_at_every_interval_by_the_names_of_the_evaluation(
     for figures in whole.figures:
         assert {"mse", "psnr", "ssim", "face/psnr", "loss/avatar/total", "frames"} <= set(figures)
         assert figures["frames"] == 4
-    assert [step for step, _ in whole.curve] == [1, 3, 5], "and 2, 4, 6 are in the figures"
-    assert all({"loss/avatar/total"} <= set(losses) <= set(whole.figures[0]) for _, losses in whole.curve)
+    losses = [(step, {name for name in values if name.startswith("loss/")}) for step, values in whole.curve]
+    assert [step for step, names in losses if names] == [1, 3, 5], "and 2, 4, 6 are in the figures"
+    assert all({"loss/avatar/total"} <= names <= set(whole.figures[0]) for _, names in losses if names)
+    rates = [[value for name, value in values.items() if "/rate/" in name] for _, values in whole.curve]
+    assert [step for step, _ in whole.curve] == [1, 2, 3, 4, 5, 6], "each has its learning rates"
+    assert all(rates)
+    assert max(max(each) for each in rates) == 1e-3
+    for name in ("avatar/timing/samples_per_second", "avatar/timing/data_wait_share"):
+        assert [step for step, values in whole.curve if values.get(name, -1) >= 0] == [2, 3, 4, 5, 6]
+        assert name not in whole.figures[-1], "no scheduler is told how fast it went"
     seconds = [f[SECONDS] for f in whole.figures]
     assert seconds == sorted(seconds)
     assert whole.figures[0]["mse"] != whole.figures[2]["mse"]

@@ -9,6 +9,8 @@ import pytest
 
 from lavatar.errors import JobError
 from lavatar.platform.champions import FIGURE_TAG, HELD_OUT_TAG, Contest, contend, crown, history, roll_back
+from lavatar.platform.home import Home
+from lavatar.platform.tracking import connect
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model_files import Models, mlflow_tables, models
@@ -50,7 +52,11 @@ def test_the_champion_moves_only_to_what_is_better(models: Models) -> None:
 @pytest.mark.parametrize(
     ("frames", "figures", "reason"),
     [
-        ("others", {"lpips": 0.01}, "version 2 was measured on other held-out frames and cannot be compared"),
+        (
+            "others",
+            {"lpips": 0.01},
+            "version 2 was measured on other held-out frames, or in another way, and cannot be compared",
+        ),
         (None, {}, "version 2 was never measured, so the two cannot be compared"),
         ("same", {"ssim": 0.9}, "self/lpips of version 2 or 1 is missing, so the two cannot be compared"),
     ],
@@ -93,6 +99,32 @@ def test_the_users_own_aliases_are_left_alone(models: Models) -> None:
         "approved": 1,
         "champion": 2,
     }
+
+
+@pytest.mark.parametrize("moment", ["set_registered_model_tag", "set_registered_model_alias"])
+def test_of_two_homes_that_decide_at_once_the_better_version_wins(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Both compare with the same champion; the better one is crowned before the other, or between two of its calls."""
+    decide(models, add(models, lpips=0.05))
+    better, worse = add(models, lpips=0.03), add(models, lpips=0.04)
+    other = connect(models.home)
+    plain, tags = getattr(other, moment), models.client.get_model_version(NAME, str(worse)).tags
+    said: list[str] = []
+
+    def late(*args: str) -> None:
+        if not said:
+            said.append(decide(models, better))
+        plain(*args)
+
+    monkeypatch.setattr(other, moment, late)
+    told = contend(Home(tmp_path / "other").ensure(), other, NAME, worse, Contest("better", "self/lpips"), tags)
+    assert said == [f"{NAME} version 2 is champion: self/lpips 0.03 of version 2, 0.05 of version 1"]
+    assert models.champion(NAME) == better
+    assert told == f"{NAME} version 2 stays champion: self/lpips 0.03 of version 2, 0.04 of version 3"
+    crown(models.home, models.client, NAME, worse)
+    decide(models, add(models, lpips=0.035))
+    assert models.champion(NAME) == 4, "a version that was champion earlier is no rival"
 
 
 def test_rollback_goes_back_one_by_one_over_what_was_deleted(models: Models) -> None:

@@ -463,10 +463,13 @@ def test_reenact_and_evaluate_say_what_to_submit(lavatar: Any, clip: Any) -> Non
 
 
 def test_ui_names_a_remote_mlflow(home: Path, monkeypatch: pytest.MonkeyPatch, lavatar: Any) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    code, out, _ = lavatar("ui")
+    """It looks for runs without a process there, too. This one does not answer."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    code, out, err = lavatar("ui")
     assert code == 0
-    assert "MLflow: http://mlflow.example:5000" in out
+    assert "MLflow: http://127.0.0.1:9" in out
+    assert "MLflow at http://127.0.0.1:9 does not answer" in err
     assert "Ray dashboard: no cluster is running" in out
 
 

@@ -7,22 +7,26 @@ import json
 import sqlite3
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from lavatar.contracts import VideoSource
 from lavatar.errors import StageFailedError
 from lavatar.platform import lookup
 from lavatar.platform.champions import HELD_OUT_TAG
+from lavatar.platform.home import Home
 from lavatar.platform.jobs import run_job
-from lavatar.platform.lineage import SECTIONS_TAG
+from lavatar.platform.lineage import SECTIONS_TAG, Lineage
+from lavatar.platform.modelcard import card
 from lavatar.platform.registering import Model, Registrar, Standing
 from lavatar.platform.subjects import add_subject, describe_synthetic
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model_files import Models, measures, mlflow_tables, models
+from model_files import Models, figures, measures, mlflow_tables, models
 from platform_fakes import FakeHandle, FakeRunner, make_plan, make_plan_of, make_shared_plan, office, plain_digest
 
 __all__ = ["mlflow_tables", "models", "plain_digest"]
@@ -82,6 +86,26 @@ def test_a_version_says_where_it_comes_from_and_how_good_it_is(models: Models) -
     assert log_of(models, plan.job_id).count("is champion: it is the first that was measured") == 2
 
 
+def test_the_card_says_what_it_follows_weakly_and_who_has_to_agree(home: Path, plain_digest: None) -> None:
+    plan = make_plan(Home(home))
+    (pair,) = plan.pairs
+    filmed = replace(pair, avatar=replace(pair.avatar, source=VideoSource("A", Path("a.mp4"))))
+    measured = figures()
+    measured["self"]["expression"] = {
+        "jaw": {"r": 0.9, "amplitude": 1.0}, "blink": {"r": 0.2, "amplitude": 1.0}, "smile": {"r": None},
+        "gaze": {"r": 0.9, "amplitude": 0.1},
+    }  # fmt: skip
+    drawn, real = (card(Lineage.of_avatar(plan, one), {}, 1.0, measured) for one in (pair, filmed))
+    for text in (drawn, real):
+        limits = text.partition("## Limits\n")[2].partition("## Consent\n")[0]
+        assert "Expressions that it follows weakly: blink, gaze." in limits
+        assert "Expressions that could not be measured on these frames: smile." in limits
+    assert drawn.endswith("## Consent\nEverybody here is drawn: no real person is shown.")
+    assert "## Consent\nIt was made of videos of A. Use it only as they agreed to" in real
+    both = card(Lineage.of_pair(plan, filmed), {}, 1.0, None)
+    assert "videos of A. Use" in both, "the actor is drawn"
+
+
 def test_a_version_is_made_in_few_statements(models: Models) -> None:
     """MLflow's own log_model and a tag at a time came to 271."""
     counted: list[str] = []
@@ -107,6 +131,23 @@ def test_a_version_is_made_in_few_statements(models: Models) -> None:
         sa.event.remove(sa.Engine, "before_cursor_execute", count)
     assert models.champion("lavatar-pair-A-C") == 1
     assert 20 < sum(made) < 130, made
+
+
+def test_what_is_measured_in_another_way_is_not_compared(home: Path, plain_digest: None) -> None:
+    def measured(*overrides: str) -> list[str]:
+        plan = make_plan(Home(home), "A", "B", *overrides)
+        (pair,) = plan.pairs
+        known = (Lineage.of_avatar(plan, pair), Lineage.of_pair(plan, pair))
+        return [lineage.measured(figures())[HELD_OUT_TAG] for lineage in known]
+
+    avatar, pair = measured()
+    assert measured("avatar_training.steps=7") == [avatar, pair]
+    other = measured("evaluation.self_smoothing=2")
+    assert (other[0] != avatar, other[1] == pair) == (True, True)
+    other = measured("evaluation.pose_smoothing=2")
+    assert (other[0] == avatar, other[1] != pair) == (True, True)
+    other = measured("evaluation.identity_frames=3")
+    assert (other[0] != avatar, other[1] != pair) == (True, True)
 
 
 def test_a_worse_model_is_latest_and_no_champion(models: Models) -> None:

@@ -190,6 +190,16 @@ def test_a_stages_run_says_where_it_ran_and_what_it_read(world: World, tracker: 
     assert json.loads(video.dataset.profile)["sha256"] == lookup.job_pairs(registry, first)[0].avatar_digest
 
 
+def test_what_differs_from_the_commit_is_in_the_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = provenance.Code("1.0", "c" * 40, "-old line\n+new line\n")
+    monkeypatch.setattr(provenance, "find_code", lambda: code)
+    run = str(tracker.open_job("changed", "j", None, {}))
+    tracker.log_origin(run, {"a": 1})
+    text = Path(tracker.client.download_artifacts(run, f"provenance/1/{provenance.DIFF}")).read_text()
+    assert (provenance.DIFF, text) == ("code.diff", code.diff)
+    assert tracker.client.get_run(run).data.tags[provenance.CODE_TAG].startswith("changed: diff ")
+
+
 def test_the_same_job_again_records_nothing_twice_and_another_way_beside_it(
     world: World, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +229,25 @@ def test_what_differs_between_two_jobs_is_told_and_nothing_else(world: World) ->
     assert list(figures) == ["avatar/avatar/total"], "not the pace, which never is the same"
     assert set(found) == {"data"}, "the avatar that the pair begins at has another key"
     assert {name.rpartition(" ")[2] for name in found["data"]} == {"avatar", "pair"}
+
+
+def test_runs_diff_tells_it_as_text_and_as_json(world: World, lavatar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, registry, (first, second) = world
+    monkeypatch.setenv("LAVATAR_HOME", str(home.root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, out, _ = lavatar("runs", "diff", first, second)
+    steps = str(lookup.get_job(registry, first).recipe["avatar_training"]["steps"])
+    assert (code, [line.split() for line in out.splitlines() if line.startswith("recipe")]) == (
+        0, [["recipe", "avatar_training.steps", steps, "7"]],
+    )  # fmt: skip
+    code, out, _ = lavatar("runs", "diff", first, second, "--json")
+    told = json.loads(out)
+    assert (code, told["differs"]["recipe"]) == (0, {"avatar_training.steps": [steps, "7"]})
+    assert [run["run"] for run in told["runs"]] == [
+        lookup.get_job(registry, job).mlflow_run_id for job in (first, second)
+    ]
+    code, out, _ = lavatar("runs", "diff", first, first)
+    assert (code, out.rstrip().endswith("nothing of what was recorded differs")) == (0, True)
 
 
 def test_seeds_have_a_place_of_their_own(world: World) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from platform_fakes import FORK, FakeHandle, Recorder
 from repair_files import doctor, solid
 from sweep_files import Tune, command, report, toy_sweep, tracked, tune
 
+from lavatar.errors import StageBusyError
 from lavatar.platform import runs, sweeps
 from lavatar.platform.garbage import freed, garbage
 from lavatar.platform.home import Home
@@ -76,6 +79,21 @@ def test_cancel_stops_what_the_trials_need_too(tune: Tune, command: Any, lavatar
     assert "lavatar sweep resume" in err
     del tune.runner.bodies["preprocess"]  # type: ignore[attr-defined]
     assert json.loads(lavatar(*command, "--json")[1])["state"] == "finished"
+
+
+def test_who_looks_at_a_sweep_keeps_none_from_starting_and_sees_no_other_who_looks(tmp_path: Path) -> None:
+    looks = (tmp_path / sweeps.LOCK).open("a")
+    fcntl.flock(looks, fcntl.LOCK_SH)  # as `running` does
+    assert not sweeps.running(tmp_path)
+    looked = threading.Timer(0.2, looks.close)
+    looked.start()
+    with sweeps.alone(tmp_path):
+        assert looks.closed, "it waited for that"
+        assert sweeps.running(tmp_path)
+        with pytest.raises(StageBusyError), sweeps.alone(tmp_path):
+            pass
+    assert not sweeps.running(tmp_path)
+    looked.join()
 
 
 def test_delete_removes_a_sweep_and_its_job(tune: Tune, command: Any, lavatar: Any, home: Path) -> None:
@@ -199,3 +217,28 @@ def test_gc_frees_the_runs_of_a_sweep_that_was_deleted(tracked: Home, monkeypatc
     assert len(runs.unreferenced(tracked, registry)) == 6
     assert all(freed(item, print) for item in items)
     assert own() == ["sweep kept", "trial 1", "trial 2"]
+
+
+def test_runs_of_a_sweep_of_another_machine_are_ended_when_nothing_runs_it(
+    tracked: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lavatar.platform.tracking import Tracker
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("lavatar.platform.tracking.process_mark", lambda: "far|1|1.0")
+    folder = tracked.root / "sweeps" / "far"
+    folder.mkdir(parents=True)
+    tracker = Tracker(tracked, print)
+    board = TrialBoard(folder, toy_sweep(), Recorder(), tracker)
+    board.open({})
+    board.started("a", {"avatar.samples": 4})
+    own = [board.data["run_id"], board.data["trials"]["a"]["run_id"]]
+
+    def states() -> list[str]:
+        return [tracker.client.get_run(run_id).info.status for run_id in own]
+
+    with sweeps.alone(folder):  # as its process does on whatever machine
+        runs.end_abandoned(tracked, print)
+        assert states() == ["RUNNING"] * 2
+    runs.end_abandoned(tracked, print)
+    assert states() == ["KILLED"] * 2

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -317,6 +317,39 @@ def test_what_a_trial_says_again_after_a_restart_counts_once(tmp_path: Path) -> 
     assert [row["number"] for row in sweeps.read_trials(tmp_path)["trials"].values()] == [1]
 
 
+def test_the_curves_of_a_trial_have_each_step_once_whatever_it_says_again(tmp_path: Path) -> None:
+    class Curves(NoTracker):
+        steps: ClassVar[list[int]] = []
+
+        def log_steps(self, run_id: str | None, curve: Any) -> None:
+            self.steps.extend(step for step, _ in curve)
+
+    def board() -> TrialBoard:
+        return TrialBoard(tmp_path, toy_sweep(), Recorder(), Curves(None, print))  # type: ignore[arg-type]
+
+    def says(to: TrialBoard, *steps: int) -> None:
+        for step in steps:
+            to.reported("a", report(step, 1 / step), [(step - 1, {"loss/avatar/total": 1.0})])
+
+    first = board()
+    for trial in ("a", "b"):
+        first.started(trial, {"avatar.samples": 4})
+    says(first, 5, 10, 15)
+    again = board()  # Tune stored it at step 5
+    again.started("a", {"avatar.samples": 4})
+    says(again, 10)
+    third = board()  # and once more, in the middle of what is said again
+    third.started("a", {"avatar.samples": 4})
+    says(third, 5, 10, 15, 20)
+    assert Curves.steps == [4, 5, 9, 10, 14, 15, 19, 20]
+    for _ in range(2):  # with weights older than its own: the steps between are others now; the driver is killed once
+        taken_over = board()
+        taken_over.started("a", {"avatar.samples": 9}, Donor("b", 10))
+        says(taken_over, 15)
+    assert Curves.steps[8:] == [14, 15]
+    assert [copy["at"] for copy in taken_over.data["trials"]["a"]["copies"]] == [20], "it was one copy"
+
+
 def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     from lavatar.platform.sweep_plot import plot
     from lavatar.platform.tracking import PARENT_TAG, Tracker
@@ -331,12 +364,12 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     board.started("a", {"avatar.samples": 4})
     board.started("b", {"avatar.samples": 8})
     for step in (5, 10):
-        board.reported("a", report(step, 2 / step))
-        board.reported("b", report(step, 1 / step), [(step - 2, {"loss/avatar/total": 5 / step})])
+        board.reported("a", report(step, 2 / step), host="one")
+        board.reported("b", report(step, 1 / step), [(step - 2, {"loss/avatar/total": 5 / step})], "two")
     for _ in range(2):  # population based training: b's weights, other values; and its process died at once
         board.started("a", {"avatar.samples": 9}, Donor("b", 10))
-    board.reported("a", report(15, 0.05))
-    board.reported("a", report(20, 0.04))
+    board.reported("a", report(15, 0.05), host="three")
+    board.reported("a", report(20, 0.04), host="three")
     board.ended("a")
     board.failed("b", "the loss is not finite", "")
     (folder / sweeps.PLOT).write_text(plot(sweep, board.data))
@@ -360,6 +393,7 @@ def test_the_runs_of_trials_are_nested_below_the_sweeps(tracked: Home) -> None:
     assert [(point.step, point.value) for point in curve] == [(5, 0.4), (10, 0.2), (15, 0.05), (20, 0.04)]
     curve = client.get_metric_history(runs["trial 2"].info.run_id, "loss/avatar/total")
     assert [(point.step, point.value) for point in curve] == [(3, 1.0), (8, 0.5)]
+    assert [runs[f"trial {i}"].data.tags["lavatar.machine.host"] for i in (1, 2)] == ["three", "two"]
     assert parent.data.metrics["best/lpips"] == 0.04
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"plot.svg", "trials.json", "progress.json", "progress.txt"}

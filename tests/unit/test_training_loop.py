@@ -21,6 +21,7 @@ from lavatar.training import checkpoint as checkpoints
 from lavatar.training.engine import TorchEngine
 from lavatar.training.loop import Span, train
 from lavatar.training.optimizer import build_optimizer
+from lavatar.training.pace import Pace
 from lavatar.training.schedule import rate_factor
 
 CONFIG = TrainingConfig(steps=20, batch_size=4, log_every=1, checkpoint_every=5, picture_every=3, seed=5)
@@ -148,3 +149,24 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert factors[109] == pytest.approx(0.1, abs=1e-3)
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert rate_factor(99, TrainingConfig()) == 1.0
+
+
+def test_the_pace_counts_samples_and_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    pace = Pace(samples=2)
+
+    def late(step: int) -> int:
+        now[0] += 0.125
+        return step
+
+    for step in range(4):
+        assert pace.step(late, step) == step
+        now[0] += 0.375
+    assert pace.look() == {"timing/samples_per_second": 4.0, "timing/data_wait_share": 0.25}
+    assert pace.look() == {}, "no step since"
+    now[0] += 5.0
+    pace.anew()
+    pace.step(late, 4)
+    now[0] += 0.875
+    assert pace.look() == {"timing/samples_per_second": 2.0, "timing/data_wait_share": 0.125}

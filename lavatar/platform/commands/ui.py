@@ -46,15 +46,16 @@ def ui(port: int, host: str, as_json: bool) -> None:
     Serves on this machine only unless --host is given, until Ctrl-C. Prints its address and, while a cluster runs, that
     of Ray's dashboard and the file of the token that it asks for.
     """
-    home = Home.from_environment().ensure()
-    uri = home.tracking_uri
-    if uri.startswith(("http://", "https://")):
-        _tell(home, uri, as_json)
-        return
     from lavatar.platform.runs import end_abandoned
     from lavatar.platform.tracking import connect
 
+    home = Home.from_environment().ensure()
+    uri = home.tracking_uri
     with reserved():
+        if uri.startswith(("http://", "https://")):
+            end_abandoned(home, note)
+            _tell(home, uri, as_json)
+            return
         note("starting MLflow …")
         connect(home)
         end_abandoned(home, note)
