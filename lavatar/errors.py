@@ -31,6 +31,9 @@ from __future__ import annotations
 
 from lavatar.masking import masked
 
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What a JSON file that came from elsewhere, or was damaged, raises while it is read and taken apart."""
+
 
 class LavatarError(Exception):
     """Root of the tree. `message` says what happened, `hint` what to do next; both are shown to the user."""

@@ -23,7 +23,7 @@ from typing import Any
 from lavatar.cluster import node, session
 from lavatar.cluster.node import processes as _processes
 from lavatar.cluster.session import LOOPBACK
-from lavatar.errors import JobError, UsageError
+from lavatar.errors import UNREADABLE, JobError, UsageError
 
 PORT, DASHBOARD_PORT = 6379, 8265
 ANSWER_SECONDS = 5.0
@@ -110,7 +110,9 @@ def current(home: Path) -> Head | None:
         return Head(os.environ.get("RAY_ADDRESS", ""), named, urllib.parse.urlsplit(named).hostname or "")
     try:
         head = Head(**json.loads(_record(home).read_text()))
-    except (OSError, ValueError, TypeError, RecursionError):
+        if not all(isinstance(text, str) for text in (head.address, head.dashboard, head.host)):
+            return None
+    except UNREADABLE:
         return None
     return head if node.has_head(home) or (head.host != LOOPBACK and _answers(head)) else None
 

@@ -36,7 +36,7 @@ from lavatar.cluster.environment import (
     take_over,
     this_host,
 )
-from lavatar.errors import JobError, LavatarError, StorageError
+from lavatar.errors import UNREADABLE, JobError, LavatarError, StorageError
 
 SOCKET_LIMIT = 107  # bytes in sockaddr_un
 SOCKET_NAME = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
@@ -189,9 +189,10 @@ def running(home: Path) -> list[str | None]:
         try:
             data = json.loads(record.read_text())
             os.kill(int(data["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            dashboard = data["dashboard"]
+        except UNREADABLE:
             continue
-        found.append(data.get("dashboard"))
+        found.append(dashboard if isinstance(dashboard, str) else None)
     return sorted(found, key=lambda address: address is None)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from lavatar.configs.recipe import Recipe, describe
 from lavatar.configs.section import Section
-from lavatar.errors import DataError, NameError_
+from lavatar.errors import UNREADABLE, DataError, NameError_
 from lavatar.platform.finished import read_recipe
 from lavatar.platform.modelfile import ABOUT, MOST_TEXT
 from lavatar.platform.planning import Person, Plan, PlannedPair
@@ -97,6 +97,6 @@ def read_about(path: Path) -> About:
         raise DataError(f"{path.name} does not fit this lavatar: {describe(error)[:300]}", _HINT) from None
     except NameError_ as error:
         raise DataError(f"{path.name} is damaged: {error.message}", _HINT) from None
-    except (OSError, ValueError, TypeError, RecursionError, OverflowError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path.name} is damaged ({type(error).__name__}: {str(error)[:200]})", _HINT) from None
     return about

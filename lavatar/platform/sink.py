@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavatar.errors import UNREADABLE
 from lavatar.platform.machine import SystemMetrics
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def read_values(path: Path) -> list[Value]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+    except UNREADABLE as error:
         _log.warning("%s is not readable (%s): the values in it are not in MLflow", path, error)
         return []
 

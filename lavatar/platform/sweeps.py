@@ -25,7 +25,7 @@ from lavatar.configs.recipe import Recipe, load_recipe, with_values
 from lavatar.configs.space import Domain, Point, Space
 from lavatar.configs.sweep import Mode, Scheduler, Search
 from lavatar.contracts import StageKind
-from lavatar.errors import DataError, StageBusyError, UsageError
+from lavatar.errors import UNREADABLE, DataError, StageBusyError, UsageError
 from lavatar.platform.benchmark_budget import with_steps
 from lavatar.platform.home import Home
 from lavatar.platform.ids import by_id
@@ -131,7 +131,7 @@ def read(folder: Path) -> Sweep:
         data = json.loads(path.read_text())
         known = {field.name: data[field.name] for field in fields(Sweep)}
         return TypeAdapter(Sweep).validate_python(known)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}", _again(folder)) from None
 
 
@@ -153,7 +153,7 @@ def folders(home: Home) -> list[Path]:
 def created(folder: Path) -> float:
     try:
         return float(json.loads((folder / DEFINITION).read_text())["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return 0.0
 
 
@@ -167,7 +167,7 @@ def read_trials(folder: Path) -> dict[str, Any]:
         for row in data["trials"].values():
             row["number"], row["state"], row["params"], row["reports"]
         return data
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is damaged: {error}", _again(folder)) from None
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavatar.errors import DataError, UsageError
+from lavatar.errors import UNREADABLE, DataError, UsageError
 
 if TYPE_CHECKING:
     from lavatar.platform.speed.measure import Row, Session
@@ -77,7 +77,7 @@ def read_baseline(path: Path | None, session: Session) -> Mapping[str, float]:
         of, ratios = data["of"], {str(row): float(value) for row, value in data["ratios"].items()}
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {error.strerror}", "Name a file that --save wrote.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         message = f"{where} is no baseline ({type(error).__name__}: {error})"
         raise DataError(message, "Write one with --save FILE.") from None
     if of != shapes(session):
