@@ -55,7 +55,10 @@ def _kill_all(session_id: int, mark: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-ENDINGS = [("raise", 1), (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+ENDINGS = [
+    ("raise", 1), (signal.SIGINT, 130), (signal.SIGTERM, 130),
+    pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),  # two minutes: its agents see it late
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("ending", "code"), ENDINGS)

@@ -242,6 +242,7 @@ def test_a_clock_that_is_an_hour_off_moves_no_lease(tmp_path: Path, database: st
     third.join(60)
 
 
+@pytest.mark.slow
 def test_what_trains_for_a_frozen_driver_stops_before_another_may_take_over(tmp_path: Path) -> None:
     """Only the driver is stopped, its workers are not; they keep a checkpoint and end."""
     assert mailbox.SILENCE_SECONDS + mailbox.SILENCE_SECONDS / 10 < LEASE_SECONDS

@@ -35,6 +35,8 @@ def shared(lavatar: Lavatar, *extra: str, **changes: int) -> tuple[str, ...]:
     return lavatar.submit("bob", "cyd", *people, *extra, **{**SMALL, **changes})
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_three_subjects_share_a_network(lavatar: Lavatar) -> None:
     code, out = lavatar(*shared(lavatar, "--json"))
     assert code == 0, lavatar.errors()

@@ -45,6 +45,7 @@ def test_ui_serves_mlflow_on_loopback_and_ends_with_its_command(tmp_path: Path) 
         process.kill()
 
 
+@pytest.mark.slow
 def test_ui_told_to_stop_twice_leaves_nothing(tmp_path: Path) -> None:
     """Also a server that does not listen any more: it stands still here."""
     environment = {**os.environ, "LAVATAR_HOME": str(tmp_path)}
@@ -159,6 +160,7 @@ def test_a_cluster_without_a_dashboard_says_how_to_get_one(tmp_path: Path, monke
     assert (ray["running"], ray["dashboard"]) == (True, None)
 
 
+@pytest.mark.slow
 def test_json_is_all_of_standard_output(tmp_path: Path) -> None:
     environment = {**os.environ, "LAVATAR_HOME": str(tmp_path)}
     environment.pop("MLFLOW_TRACKING_URI", None)
