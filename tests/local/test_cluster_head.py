@@ -1,4 +1,4 @@
-"""A cluster that outlives its commands, nothing replaced: up, a detached job of two pairs, cancelled, resumed, down."""
+"""A cluster that outlives its commands, nothing replaced: up, a detached job, cancelled, resumed, down."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ def processor_seconds() -> float:
 
 @pytest.mark.timeout(1200)
 def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[str, Any]) -> None:
-    for seed, name in enumerate(("ann", "bob", "cyd")):
+    for seed, name in enumerate(("ann", "bob")):
         assert lavatar("subjects", "add", "--synthetic", str(seed), name)[0] == 0
-    submit = lavatar.submit("ann", "bob", "--actor", "cyd", "--detach", "--json", avatar_training__steps=SLOW_AVATAR)
+    submit = lavatar.submit("ann", "bob", "--detach", "--json", avatar_training__steps=SLOW_AVATAR)
     usual = 0.8
     slower = max(1.0, yardstick() / usual)
     before = processor_seconds()
@@ -200,10 +200,7 @@ def test_a_detached_job_outlives_its_commands(lavatar: Lavatar, cluster: dict[st
     assert followed[-1].endswith(" finished"), followed[-5:]
     report = json.loads(lavatar("jobs", "show", job, "--json")[1])
     assert report["state"] == "finished"
-    assert [(pair["actor"], Path(pair["video"]).is_file()) for pair in report["pairs"]] == [
-        ("bob", True),
-        ("cyd", True),
-    ]
+    assert Path(report["video"]).is_file()
     assert lavatar.stage("avatar:ann").attempts == 2
     assert done is not None
     assert any(f"step {step} of {SLOW_AVATAR}" in line for line in followed for step in range(20, SLOW_AVATAR))
