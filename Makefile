@@ -1,5 +1,5 @@
 # make demo     set up, then run the main job on two synthetic subjects
-# make test     set up, then run the tests (about 20 minutes on two cores)
+# make test     set up, then run the tests (about half an hour on two cores)
 # make test-all also the slow ones; make check: ruff, mypy, import-linter
 PYTHON ?= python3.11
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 QUICK := tests/unit tests/golden
 # a process a core, but four at most: each takes 1.3 GB
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
-# two whole jobs at once, 5 GB each: one waits for its processes to start while the other computes
+# two whole jobs at once: one waits for its processes to start while the other computes
 TWO := -n 2 --dist loadfile
 suites = failed=0; for tests in "$(QUICK) $(SIDE_BY_SIDE)" "tests/local $(2)" tests/gpu; do \
 	echo "pytest $$tests" $(subst ",',$(1)); $(BIN)/python -m pytest $$tests $(1) || failed=1; done; exit $$failed
