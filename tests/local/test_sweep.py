@@ -181,7 +181,8 @@ def test_population_based_training_copies_the_better_trial(lavatar: Lavatar) -> 
     assert json.loads(tags["lavatar.copies"]) == copies
     curve = {report["step"]: report["psnr"] for report in trials[bad]["reports"]}
     theirs = {report["step"]: report["psnr"] for report in trials[good]["reports"]}
-    assert curve[STEPS] > curve[EVERY] + 0.5 * (theirs[STEPS] - theirs[EVERY]), (curve, theirs)
+    best = max(value for step, value in curve.items() if step > EVERY)  # it may draw the bad rate again later
+    assert best > (curve[EVERY] + theirs[EVERY]) / 2, (curve, theirs)
     assert all(row["state"] == "finished" for row in trials.values())
 
 
@@ -243,12 +244,13 @@ def test_a_sweep_that_was_told_to_stop_goes_on_with_what_the_median_rule_knew(la
     """The bad trial is the last one: three others have to be remembered to stop it."""
     space, extra = rates(GOOD, 0.9 * GOOD, 1.1 * GOOD, 0.3), ("--scheduler", "median", "--search", "grid")
     line = command(lavatar, space, "--trials", "4", *extra, avatar__code_dim=40)
-    process = started(lavatar, line, lambda rows: len(rows) == 4 and sum(r["state"] in sweeps.ENDED for r in rows) == 3)
-    interrupted(lavatar, process)
+    interrupted(lavatar, started(lavatar, line, lambda rows: len(rows) == 4))
     _, before = running_sweep(lavatar)
+    ended = [name for name, row in before.items() if row["state"] in sweeps.ENDED]
+    assert sorted(before[name]["number"] for name in ended) == [1, 2, 3]
     result = resumed(lavatar)
     _, after = running_sweep(lavatar)
-    assert [after[name] for name, row in before.items() if row["state"] in sweeps.ENDED] == list(before.values())[:3]
+    assert [after[name] for name in ended] == [before[name] for name in ended]
     bad = by_rate(result)[0.3]
     assert (bad["state"], [report["step"] for report in bad["reports"]]) == ("stopped", [EVERY, 2 * EVERY])
     assert {row["state"] for row in result["trials"] if row is not bad} == {"finished"}
@@ -272,7 +274,8 @@ def test_a_sweep_that_was_told_to_stop_goes_on_with_what_was_copied(lavatar: Lav
     for row in after.values():
         steps = [report["step"] for report in row["reports"]]
         assert (steps, steps[-1]) == (sorted(set(steps)), STEPS)
-    assert after[bad]["reports"][-1]["psnr"] > after[good]["reports"][0]["psnr"], "it has what the other one learned"
+    first, *later = (report["psnr"] for report in after[bad]["reports"])
+    assert max(later) > (first + after[good]["reports"][0]["psnr"]) / 2, "it has what the other one learned"
 
 
 def interrupted(lavatar: Lavatar, process: Any) -> None:
