@@ -240,61 +240,6 @@ def test_a_sweep_that_was_told_to_stop_goes_on_by_its_id(lavatar: Lavatar, how: 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_told_to_stop_goes_on_with_what_the_median_rule_knew(lavatar: Lavatar) -> None:
-    """The bad trial is the last one: three others have to be remembered to stop it."""
-    space, extra = rates(GOOD, 0.9 * GOOD, 1.1 * GOOD, 0.3), ("--scheduler", "median", "--search", "grid")
-    line = command(lavatar, space, "--trials", "4", *extra, avatar__code_dim=40)
-    interrupted(lavatar, started(lavatar, line, lambda rows: len(rows) == 4))
-    _, before = running_sweep(lavatar)
-    ended = [name for name, row in before.items() if row["state"] in sweeps.ENDED]
-    assert sorted(before[name]["number"] for name in ended) == [1, 2, 3]
-    result = resumed(lavatar)
-    _, after = running_sweep(lavatar)
-    assert [after[name] for name in ended] == [before[name] for name in ended]
-    bad = by_rate(result)[0.3]
-    assert (bad["state"], [report["step"] for report in bad["reports"]]) == ("stopped", [EVERY, 2 * EVERY])
-    assert {row["state"] for row in result["trials"] if row is not bad} == {"finished"}
-
-
-@pytest.mark.slow
-def test_a_sweep_that_was_told_to_stop_goes_on_with_what_was_copied(lavatar: Lavatar) -> None:
-    line = command(lavatar, rates(0.3, GOOD), "--trials", "2", "--scheduler", "pbt", cpus=1, avatar__code_dim=44)
-    process = started(lavatar, line, lambda rows: any(row.get("copies") and len(row["reports"]) >= 2 for row in rows))
-    interrupted(lavatar, process)
-    _, before = running_sweep(lavatar)
-    assert resumed(lavatar)["state"] == "finished"
-    _, after = running_sweep(lavatar)
-    (bad,) = [name for name, row in before.items() if "copies" in row]
-    (good,) = set(before) - {bad}
-    copies = after[bad]["copies"]
-    assert copies[: len(before[bad]["copies"])] == before[bad]["copies"]
-    assert {copy["trial"] for copy in copies} == {after[good]["number"]}
-    assert len({copy["at"] for copy in copies}) == len(copies), "once at a step of its own"
-    assert "copies" not in after[good]
-    for row in after.values():
-        steps = [report["step"] for report in row["reports"]]
-        assert (steps, steps[-1]) == (sorted(set(steps)), STEPS)
-    first, *later = (report["psnr"] for report in after[bad]["reports"])
-    assert max(later) > (first + after[good]["reports"][0]["psnr"]) / 2, "it has what the other one learned"
-
-
-def interrupted(lavatar: Lavatar, process: Any) -> None:
-    """The sweep's driver is told to stop, and does."""
-    os.kill(process.pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=300)
-    assert (process.returncode, json.loads(out)["state"]) == (130, "interrupted")
-    nothing_left(lavatar.home)
-
-
-def resumed(lavatar: Lavatar) -> Result:
-    """The newest sweep, taken up by its id, at its end."""
-    code, out = lavatar("sweep", "resume", running_sweep(lavatar)[0].name, "--json")
-    assert code == 0, lavatar.errors()
-    result: Result = json.loads(out)
-    return result
-
-
-@pytest.mark.slow
 def test_a_trial_whose_process_is_killed_goes_on_from_its_state(lavatar: Lavatar) -> None:
     line = command(lavatar, rates(GOOD), "--trials", "1", "--scheduler", "none", avatar__code_dim=20)
     process = started(lavatar, line, lambda rows: any(len(row["reports"]) >= 2 for row in rows))
