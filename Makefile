@@ -1,5 +1,5 @@
 # make demo     set up, then run the main job on two synthetic subjects
-# make test     set up, then run the tests (about half an hour on two cores)
+# make test     set up, then run the tests (up to 35 minutes on two cores)
 # make test-all also the slow ones; make check: ruff, mypy, import-linter
 PYTHON ?= python3.11
 VENV := .venv
