@@ -12,7 +12,7 @@ mouth in the wrong place must be seen there. Jaw line and nose are the head's at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from lavatar.contracts import EXPRESSIONS, Camera, FrameMeta, HeadPose
+from lavatar.datasets import calibrations
 from lavatar.datasets.crops import apply, invert
 from lavatar.datasets.sight import Sight
 from lavatar.datasets.synthetic import default_camera, default_pose, project, render
@@ -39,7 +40,7 @@ LANDMARK_RIDGE = 1e-3
 
 
 class SyntheticMeter:
-    """ExpressionMeter of one synthetic identity; calibrated at the first use, once a process."""
+    """ExpressionMeter of one synthetic identity; calibrated at the first use, once a user (calibrations)."""
 
     note = ""
 
@@ -53,11 +54,11 @@ class SyntheticMeter:
 
     def look(self, images_BHW3: np.ndarray, metas: Sequence[FrameMeta] | None = None) -> Sight:
         """The same measures, and the 68 landmarks."""
-        model, regressions = _calibrate(self.identity), _calibrate_landmarks(self.identity)
+        model = _calibrate(self.identity)
         views = self._views(model, images_BHW3, metas)
         rest_68x3 = landmarks(Face.of(self.identity, Expression()))
         points_B68x2 = np.stack([project(rest_68x3, view.pose, view.camera) for view in views])
-        for group, regression in zip(GROUPS, regressions, strict=True):
+        for group, regression in zip(GROUPS, model.landmarks, strict=True):
             for points_68x2, view, values in zip(points_B68x2, views, regression(_rows(views, group)), strict=True):
                 _from_grid(values, view, group, points_68x2)
         return Sight(self._measures(model, views), points_B68x2 / SIDE)
@@ -90,19 +91,20 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Render:
-    """A render of the calibration: picture (uint8), turn as `_pose` takes it, exact landmarks in pixels of SIDE."""
+class _Drawn:
+    """A render of the calibration: turn as `_pose` takes it, exact landmarks in pixels of SIDE, it and its copies."""
 
-    rgb: np.ndarray
+    expression: Expression
     turn: np.ndarray
     landmarks_68x2: np.ndarray
+    views: tuple[_View, ...]
 
 
 @dataclass(frozen=True)
 class _Model:
     groups: tuple[Regression, ...]
     pose: Regression
-    renders: tuple[_Render, ...]
+    landmarks: tuple[Regression, ...]
 
 
 def _rows(views: Sequence[_View], group: Group) -> np.ndarray:
@@ -112,46 +114,58 @@ def _rows(views: Sequence[_View], group: Group) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _calibrate(identity: Identity) -> _Model:
-    """Draw the renders, degrade copies, fit a regression for each group of regions and one for the pose."""
+    """The regressions of an identity, by way of the user's cache."""
+
+    def fit() -> dict[str, np.ndarray]:
+        drawn = tuple(_draw(identity))
+        fitted = (*_fit_measures(drawn), *_fit_landmarks(identity, drawn))
+        return {f"{k}.{part}": array for k, one in enumerate(fitted) for part, array in one.arrays().items()}
+
+    arrays = calibrations.kept("meter", repr(identity), fit)
+    *measures, pose = (Regression.of(arrays, f"{k}.") for k in range(len(GROUPS) + 1))
+    points = (Regression.of(arrays, f"{k}.") for k in range(len(GROUPS) + 1, 2 * len(GROUPS) + 1))
+    return _Model(tuple(measures), pose, tuple(points))
+
+
+def _draw(identity: Identity) -> Iterator[_Drawn]:
+    """The renders of the calibration, each with its degraded copies."""
     rng = np.random.default_rng((identity.seed, 81))
     camera = default_camera(SIDE)
-    values: list[list[float]] = []
-    turns: list[np.ndarray] = []
-    views: list[_View] = []
-    renders: list[_Render] = []
     for _ in range(RENDERS):
         expression, turn = _random_expression(rng), rng.uniform(-1, 1, 5) * (17.0, 9.5, 7.0, 0.010, 0.010)
         pose = _pose(*turn)
         rgb, _, points = render(identity, expression, pose, camera)
-        renders.append(_Render((rgb * 255).round().astype(np.uint8), turn, points))
-        for copy in range(COPIES):
-            views.append(_View(*_degrade(rgb, turn, rng), camera) if copy else _View(rgb, pose, camera))
-            values.append([getattr(expression, name) for name in EXPRESSIONS])
-            turns.append(turn)
-    table = np.array(values)
-    groups = tuple(
+        copies = [_View(*_degrade(rgb, turn, rng), camera) for _ in range(1, COPIES)]
+        yield _Drawn(expression, turn, points, (_View(rgb, pose, camera), *copies))
+
+
+def _fit_measures(drawn: Sequence[_Drawn]) -> tuple[Regression, ...]:
+    """One regression a group, then the pose's."""
+    views = [view for each in drawn for view in each.views]
+    table = np.array([[getattr(each.expression, name) for name in EXPRESSIONS] for each in drawn for _ in each.views])
+    groups = [
         Regression.fit(_rows(views, group), table[:, [EXPRESSIONS.index(n) for n in group.names]], group.ridge)
         for group in GROUPS
-    )
+    ]
     overviews = np.stack([_overview(view.picture) for view in views])
-    return _Model(groups, Regression.fit(overviews, np.stack(turns), 2e-3), tuple(renders))
+    turns = np.stack([each.turn for each in drawn for _ in each.views])
+    return (*groups, Regression.fit(overviews, turns, 2e-3))
 
 
-@lru_cache(maxsize=8)
-def _calibrate_landmarks(identity: Identity) -> tuple[Regression, ...]:
-    """From the same renders, for each group: the places of its landmarks on the grids of its regions."""
+def _fit_landmarks(identity: Identity, drawn: Sequence[_Drawn]) -> tuple[Regression, ...]:
+    """For each group, of the places of its landmarks on the grids of its regions; from the same renders."""
     rng = np.random.default_rng((identity.seed, 82))
     camera = default_camera(SIDE)
     views: list[_View] = []
     places: list[list[np.ndarray]] = [[] for _ in GROUPS]
-    for drawn in _calibrate(identity).renders:
-        rgb = drawn.rgb.astype(np.float32) / 255
+    for each in drawn:
+        rgb = (each.views[0].picture * 255).round().astype(np.uint8).astype(np.float32) / 255
         for _ in range(LANDMARK_COPIES):
-            turn = drawn.turn + np.append(np.zeros(3), rng.uniform(-LANDMARK_SHIFT, LANDMARK_SHIFT, 2))
+            turn = each.turn + np.append(np.zeros(3), rng.uniform(-LANDMARK_SHIFT, LANDMARK_SHIFT, 2))
             view = _View(*_degrade(rgb, turn, rng, LANDMARK_BLUR), camera)
             views.append(view)
             for group, rows in zip(GROUPS, places, strict=True):
-                rows.append(_on_grid(drawn.landmarks_68x2, view, group))
+                rows.append(_on_grid(each.landmarks_68x2, view, group))
     return tuple(
         Regression.fit(_rows(views, group), np.stack(rows), LANDMARK_RIDGE)
         for group, rows in zip(GROUPS, places, strict=True)

@@ -6,6 +6,7 @@ is taken out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -84,6 +85,17 @@ class Regression:
         kernel[np.diag_indices_from(kernel)] += ridge
         mean = values_NK.mean(0)
         return Regression(mean, features_ND, np.linalg.solve(kernel, values_NK - mean), gamma)
+
+    @staticmethod
+    def of(arrays: Mapping[str, np.ndarray], prefix: str) -> Regression:
+        """The inverse of `arrays`, whose names begin with `prefix`."""
+        mean, samples, weights, gamma = (arrays[prefix + name] for name in ("mean", "samples", "weights", "gamma"))
+        return Regression(mean, samples, weights, float(gamma[0]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it is, as arrays by name."""
+        gamma = np.array([self.gamma])
+        return {"mean": self.mean, "samples": self.samples_ND, "weights": self.weights_NK, "gamma": gamma}
 
     def __call__(self, features_BD: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(-self.gamma * _squared(features_BD, self.samples_ND)) @ self.weights_NK + self.mean)

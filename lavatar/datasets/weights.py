@@ -37,10 +37,15 @@ MOST_BYTES, SLACK = 2**30, 2**20
 """Of a download whose length is not known; beyond a known one, for what packing adds."""
 
 
-def cache_folder() -> Path:
-    """The user's cache of weights (XDG_CACHE_HOME honoured)."""
+def user_cache() -> Path:
+    """lavatar's part of the user's cache (XDG_CACHE_HOME honoured)."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "lavatar" / "weights"
+    return Path(base) / "lavatar"
+
+
+def cache_folder() -> Path:
+    """The user's cache of weights."""
+    return user_cache() / "weights"
 
 
 def folders() -> list[Path]:

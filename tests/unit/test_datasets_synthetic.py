@@ -15,7 +15,7 @@ import pytest
 
 from lavatar.configs.preprocess import PreprocessConfig
 from lavatar.contracts import EXPRESSIONS, Camera, FrameMeta, NullSink, VideoSource
-from lavatar.datasets import shards
+from lavatar.datasets import shards, synthetic_meter
 from lavatar.datasets.loader import FrameStore
 from lavatar.datasets.preprocess import preprocess
 from lavatar.datasets.synthetic import default_camera, default_pose, project, render
@@ -231,7 +231,7 @@ def test_dataset_holds_the_truth(tmp_path: Path) -> None:
     assert abs(eyes[1, 0] - eyes[1, 1]) < 2  # the face crop is upright
 
 
-def test_meter_reads_all_six_from_sharp_and_soft_pictures() -> None:
+def test_meter_reads_all_six_from_sharp_and_soft_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     camera = default_camera(256)
     acted = performance(77, 240)[::4]
     base = [np.rint(render(BEN, e, p, camera)[0] * 255).astype(np.uint8) for e, p in acted]
@@ -254,6 +254,10 @@ def test_meter_reads_all_six_from_sharp_and_soft_pictures() -> None:
             assert 0.9 < a.std() / b.std() < 1.1, name
     guessed = meter.measure(np.stack(small), None)
     assert np.corrcoef(guessed["jaw"], [e.jaw for e, _ in acted])[0, 1] > 0.95
+    synthetic_meter._calibrate.cache_clear()
+    monkeypatch.setattr(synthetic_meter, "render", None)  # another process calibrates nothing
+    again = SyntheticMeter(BEN).measure(np.stack(small), None)
+    assert {name: values.tobytes() for name, values in again.items()} == {n: v.tobytes() for n, v in guessed.items()}
 
 
 def test_meter_finds_the_landmarks_of_mouth_and_eyes_where_they_are() -> None:
