@@ -24,6 +24,8 @@ from lavatar.training.tasks import TrainingTask
 FROM_STEP = 6
 SAMPLE = 400 * 2**20
 """Bytes that a sample takes: more than may lie unused in what a process has of its memory already."""
+SECONDS = 15
+"""How long a part that is too large waits for Ray to kill it, taking a sample's bytes more each five seconds."""
 ROOM = 150 * 2**20
 """Bytes that the rest of the training may take more than at the step at which the limit is set."""
 
@@ -86,10 +88,14 @@ def eating(losses: Callable[[Any, int], Any], limit: Limit) -> Callable[[Any, in
             if not held:
                 limit.hold()
                 held = True
-            meal = torch.ones(len(batch.frames.keys) * limit.sample, dtype=torch.uint8)
-            if limit.watched:
-                time.sleep(10 if len(batch.frames.keys) > limit.samples else 1)
-            del meal
+            meals = [torch.ones(len(batch.frames.keys) * limit.sample, dtype=torch.uint8)]
+            if limit.watched and len(batch.frames.keys) > limit.samples:
+                for _ in range(SECONDS // 5):  # whoever else freed memory meanwhile, made room for more
+                    time.sleep(5)
+                    meals.append(torch.ones(limit.sample, dtype=torch.uint8))
+            elif limit.watched:
+                time.sleep(1)
+            meals.clear()
         return losses(batch, step)
 
     return eat

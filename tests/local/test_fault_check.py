@@ -255,3 +255,6 @@ def test_what_is_only_near_is_told_from_what_is_not() -> None:
     assert near.same({**figures, "psnr": 20.1, "of": [0.5009, None], PARTS: {}}, figures)
     for wrong in ({"psnr": 20.3}, {"n": 4}, {"of": [0.5]}, {"of": [0.5, 0.1]}, {"name": "y"}, {"more": 1}):
         assert not near.same({**figures, **wrong}, figures)
+    read, others = {"expression": {"jaw": {"r": 0.5}}}, ({"r": 0.53}, {"r": float("nan")}, {})
+    assert near.same({"expression": {"jaw": {"r": 0.515}}}, read)
+    assert not [jaw for jaw in others if near.same({"expression": {"jaw": jaw}}, read)]

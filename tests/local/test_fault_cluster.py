@@ -105,15 +105,16 @@ def end(lavatar: Lavatar, job: str, undisturbed: Story, moment: Moment | None) -
 def _busy(lavatar: Lavatar, cluster: head.Head) -> list[str]:
     """Actors that Ray still has and tasks that it has not ended, but for those that a cluster keeps as long as it is
     up: Ray's own, and our queue. Ray notices up to 15 seconds after a driver was killed that its tasks wait in vain."""
-    actors, tasks = (_rows(lavatar, cluster, kind) for kind in ("actors", "tasks"))
+    actors, tasks = _rows(lavatar, cluster, "actors"), _rows(lavatar, cluster, "tasks", "FINISHED", "FAILED")
     kept = {row["actor_id"] for row in actors if row["class_name"] in KEPT}
     busy = [row["class_name"] for row in actors if row["state"] != "DEAD" and row["actor_id"] not in kept]
     return busy + [row["name"] for row in tasks if row["state"].startswith(GOING) and row["actor_id"] not in kept]
 
 
-def _rows(lavatar: Lavatar, cluster: head.Head, kind: str) -> list[dict[str, Any]]:
-    """What Ray's dashboard knows of one kind of thing."""
-    answer = head.request(lavatar.home, cluster, f"/api/v0/{kind}?limit=1000")["data"]["result"]
+def _rows(lavatar: Lavatar, cluster: head.Head, kind: str, *ended: str) -> list[dict[str, Any]]:
+    """What Ray's dashboard knows of one kind of thing, but for those in the states `ended`."""
+    but = "".join(f"&filter_keys=state&filter_predicates=!%3D&filter_values={state}" for state in ended)
+    answer = head.request(lavatar.home, cluster, f"/api/v0/{kind}?limit=1000{but}")["data"]["result"]
     assert answer["num_filtered"] <= 1000, f"there are more {kind} than it tells"
     return list(answer["result"])
 

@@ -159,9 +159,11 @@ def test_asha_stops_the_bad_ones_and_a_failed_trial_ends_no_other(lavatar: Lavat
 
 @pytest.mark.slow
 def test_population_based_training_copies_the_better_trial(lavatar: Lavatar) -> None:
+    """There is room for one of the two at a time: they take turns, so that each finds the other's state to copy."""
     from lavatar.platform.tracking import connect
 
-    code, out = lavatar(*command(lavatar, rates(0.3, GOOD), "--trials", "2", "--scheduler", "pbt", cpus=1))
+    turns = ("--scheduler", "pbt", "--concurrent", "1")
+    code, out = lavatar(*command(lavatar, rates(0.3, GOOD), "--trials", "2", *turns))
     assert code == 0, lavatar.errors()
     folder, trials = running_sweep(lavatar)
     assert json.loads(out)["state"] == "finished"
