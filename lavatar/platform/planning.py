@@ -98,8 +98,17 @@ class WarmSource:
     release: Path
 
 
-PairChoice = Callable[[Person, str, Callable[[WarmSource | None], str]], WarmSource | None]
-"""From the actor, the avatar's key, and what the pair's key is for each place to begin at, to the place; None: cold."""
+@dataclass(frozen=True)
+class Undecided:
+    """A pair of which it is not decided where it begins: what its key is for each place to begin at (None: cold)."""
+
+    actor: Person
+    avatar_key: str
+    key: Callable[[WarmSource | None], str]
+
+
+PairChoice = Callable[[Sequence[Undecided]], Sequence[WarmSource | None]]
+"""From the pairs of a job to where each begins, in their order."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def plan(
     out_dir: Any,
     pairs: Sequence[tuple[Person, Person]],
     recipe: Recipe,
-    choose: PairChoice = lambda actor, avatar_key, pair_key: None,
+    choose: PairChoice = lambda pairs: [None] * len(pairs),
 ) -> Plan:
     """The stages of a job: for each of `pairs` an avatar driven by an actor, and what several need made once.
 
@@ -187,25 +196,16 @@ def plan(
     builder = Builder(home_root, out_dir, recipe)
     data = {name: builder.preprocess(person) for name, person in people.items()}
     heads = {avatar.name: builder.avatar(avatar, data[avatar.name]) for avatar, _ in chosen}
+    parts = [(avatar, actor, data[avatar.name], data[actor.name], heads[avatar.name]) for avatar, actor in chosen]
+    starts = choose([Undecided(each[1], each[4].key, partial(builder.pair_key, *each[2:])) for each in parts])
     planned = []
-    for avatar, actor in chosen:
-        head = heads[avatar.name]
-        parts = (avatar, actor, data[avatar.name], data[actor.name], head)
-        warm = choose(actor, head.key, partial(_pair_key, builder, parts))
-        bridge = builder.pair(*parts, warm)
-        planned.append(PlannedPair(avatar, actor, head, bridge, builder.preview(*parts, bridge), warm))
+    for each, warm in zip(parts, starts, strict=True):
+        bridge = builder.pair(*each, warm)
+        planned.append(PlannedPair(each[0], each[1], each[4], bridge, builder.preview(*each, bridge), warm))
     ordered = [*data.values(), *heads.values(), *(pair.bridge for pair in planned), *(pair.preview for pair in planned)]
     unique = {stage.key: stage for stage in ordered}
     names = [part for pair in planned for part in (pair.avatar.name, pair.actor.name, pair.preview.key)]
     return Plan(digest("job", *names)[:10], tuple(planned), recipe, tuple(unique.values()))
-
-
-def _pair_key(
-    builder: Builder,
-    parts: tuple[Person, Person, PlannedStage, PlannedStage, PlannedStage],
-    start: WarmSource | None,
-) -> str:
-    return builder.pair(*parts, start).key
 
 
 def require_two(avatar: Person, actor: Person) -> None:
@@ -260,19 +260,24 @@ class Builder:
         head: PlannedStage,
         warm: WarmSource | None,
     ) -> PlannedStage:
-        keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key}
         inputs = {
             "avatar_dataset": data_a.spec.out_dir,
             "actor_dataset": data_b.spec.out_dir,
             "avatar": release_dir(head.spec.out_dir),
         }
         if warm is not None:
-            keys |= {"warm": warm.key, "warm_steps": str(self._recipe.pair_learning.warm_steps)}
             inputs["warm"] = warm.release
-        key = self.key(StageKind.PAIR, keys, ())
+        key = self.pair_key(data_a, data_b, head, warm)
         sources = {"avatar": avatar.source, "actor": actor.source}
         name = f"pair:{avatar.name}<-{actor.name}"
         return self.stage(StageKind.PAIR, name, key, inputs, (data_a, data_b, head), sources, ())
+
+    def pair_key(self, data_a: PlannedStage, data_b: PlannedStage, head: PlannedStage, warm: WarmSource | None) -> str:
+        """The key of the pair that begins there."""
+        keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key}
+        if warm is not None:
+            keys |= {"warm": warm.key, "warm_steps": str(self._recipe.pair_learning.warm_steps)}
+        return self.key(StageKind.PAIR, keys, ())
 
     def preview(
         self,

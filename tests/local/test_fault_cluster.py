@@ -119,13 +119,29 @@ def _rows(lavatar: Lavatar, cluster: head.Head, kind: str, *ended: str) -> list[
     return list(answer["result"])
 
 
+def family(home: Path) -> dict[int, psutil.Process]:
+    """All that runs for the home, and what that started."""
+    found: dict[int, psutil.Process] = {}
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return found
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty for one that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
 def kill_all(home: Path) -> None:
     """As a machine that loses its power: all that runs for the home, and what that started, at once."""
-    family = {p.pid: p for found in processes_of(home) for p in (found, *found.children(recursive=True))}
-    for process in family.values():
+    members = family(home)
+    for process in members.values():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(list(family.values()), timeout=30)
+    psutil.wait_procs(list(members.values()), timeout=30)
 
 
 def node_of(pid: int | None, homes: list[Path]) -> Path:
@@ -258,9 +274,10 @@ def test_a_head_that_dies_leaves_a_job_that_can_be_resumed(
 ) -> None:
     job = json.loads(lavatar(*small_job(lavatar, "--detach"))[1])["job"]
     at_checkpoint(lavatar, 3)
-    family = {p.pid: p for found in processes_of(lavatar.home) for p in (found, *found.children(recursive=True))}
-    (server,) = (p for p in family.values() if "gcs_server" in p.name())
-    work = [p for p in family.values() if not any("monitor.py" in word for word in p.cmdline())]
+    members = family(lavatar.home)
+    words = {pid: command_of(process) for pid, process in members.items()}
+    (server,) = (members[pid] for pid, line in words.items() if line and "gcs_server" in line[0])
+    work = [members[pid] for pid, line in words.items() if not any("monitor.py" in word for word in line)]
     server.kill()
     _, alive = psutil.wait_procs(work, timeout=180)
     assert alive == [], "the job and its workers end without their head"
