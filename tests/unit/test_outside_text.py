@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,10 @@ def test_what_is_read_is_what_safe_load_reads(value: Any) -> None:
     try:
         wanted = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
+        return
+    if "\\ud" in text:  # JSON writes the halves of a character so, of which safe_load makes two that are none
+        with suppress(ValueError):
+            read_yaml(text)
         return
     assert repr(read_yaml(text)) == repr(wanted)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def submit(
     chosen = load_recipe(recipe, (*overrides, *flags))
     home = Home.from_environment()
     registry = open_registry(home)
-    found = {name: resolve(registry, name) for pair in named for name in pair}
+    found = {name: resolve(registry, name) for name in dict.fromkeys(chain.from_iterable(named))}
     plan = make_plan(home, registry, [(found[a], found[b]) for a, b in named], chosen, shared)
     if dry_run:
         _show_plan(home, registry, plan, as_json)
