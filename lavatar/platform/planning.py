@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,7 @@ class Builder:
     def __init__(self, root: Path, out_dir: Any, recipe: Recipe) -> None:
         self._root, self._out_dir, self._recipe = root, out_dir, recipe
         self._dump = recipe.model_dump(mode="json")
+        self._present = cache(weights_present)
 
     def preprocess(self, person: Person) -> PlannedStage:
         if self._recipe.preprocess.tracker == "synthetic" and not person.synthetic:
@@ -290,12 +291,9 @@ class Builder:
     ) -> PlannedStage:
         # Names are drawn into the pictures; metrics of weights that were missing are measured once they are there.
         keys = {"avatar_dataset": data_a.key, "actor_dataset": data_b.key, "avatar": head.key, "pair": bridge.key}
-        optional = (
-            "lpips_alexnet",
-            "face_recognition",
-            *(() if avatar.synthetic and actor.synthetic else ("face_landmarker",)),
-        )
-        present = tuple(name for name in optional if weights_present(name))
+        real = () if avatar.synthetic and actor.synthetic else ("face_landmarker",)
+        optional = ("lpips_alexnet", "face_recognition", *real)
+        present = tuple(name for name in optional if self._present(name))
         key = self.key(StageKind.PREVIEW, {**keys, "names": f"{avatar.name}<-{actor.name}"}, present)
         inputs = {
             "avatar_dataset": data_a.spec.out_dir,
