@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,16 +141,18 @@ def _show_plan(home: Home, registry: Registry, plan: Plan, as_json: bool) -> Non
     from lavatar.platform.report import resources_text
 
     done = finished(registry, home, [stage.key for stage in plan.stages])
+    place = {stage.key: number for number, stage in enumerate(plan.stages)}
+    present = cache(weights_present)
     stages: list[dict[str, Any]] = []
     for stage in plan.stages:
         names = (*stage.weights, *stage.optional_weights)
-        missing = [name for name in names if not weights_present(name)]
+        missing = [name for name in names if not present(name)]
         stages.append(
             {
                 "name": stage.name,
                 "key": stage.key,
                 "cached": stage.key in done,
-                "needs": [s.name for s in plan.stages if s.key in stage.needs],
+                "needs": [plan.stages[number].name for number in sorted(place[key] for key in stage.needs)],
                 "resources": stage.resources.model_dump(mode="json"),
                 "weights": list(names),
                 "missing_weights": missing,
