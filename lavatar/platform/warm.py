@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 
+from pydantic import ValidationError
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from lavatar.configs.recipe import Recipe
 from lavatar.contracts import StageKind
-from lavatar.errors import JobError
 from lavatar.platform import ledger, lookup
-from lavatar.platform.finished import recipe_of, released
+from lavatar.platform.finished import read_recipe, released
 from lavatar.platform.home import Home
 from lavatar.platform.planning import Undecided, WarmSource, release_dir
 from lavatar.platform.registry import Registry
@@ -137,7 +137,7 @@ def _pairs_of(registry: Registry, avatar_key: str) -> list[_Trained]:
     with registry.read() as session:
         rows = session.execute(query).all()
         scores = _scores(session, list({stage.key for stage, _, _ in rows}))
-    recipes = {job.id: _recipe(registry, job) for job in {job.id: job for _, job, _ in rows}.values()}
+    recipes = {job.id: _recipe(job) for job in {job.id: job for _, job, _ in rows}.values()}
     found = {
         stage.key: _Trained(stage, pair.actor_digest, recipes[job.id], scores.get(stage.key))
         for stage, job, pair in rows
@@ -145,10 +145,11 @@ def _pairs_of(registry: Registry, avatar_key: str) -> list[_Trained]:
     return list(found.values())
 
 
-def _recipe(registry: Registry, job: Job) -> Recipe | None:
+def _recipe(job: Job) -> Recipe | None:
+    """None where another lavatar made it, whose values mean nothing to this one."""
     try:
-        return recipe_of(registry, job)
-    except JobError:  # made by another lavatar
+        return read_recipe(job.recipe)
+    except ValidationError:
         return None
 
 

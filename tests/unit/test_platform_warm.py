@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent))
 from platform_fakes import (
@@ -105,6 +106,40 @@ def test_of_a_job_of_many_pairs_only_the_avatars_own_are_begun_at(either: str, w
     own = warm_plan(world, "D", "pair_learning.shift=0.01", avatar="B").pairs[0].warm
     assert own is not None
     assert own.name == "B<-C", "not at its own actor's"
+
+
+def test_many_pairs_ask_the_registry_no_more_than_one(world: World) -> None:
+    """Neither when they are new nor when they are planned again; and each begins where it would by itself."""
+    home, registry = world
+    for actor in "BC":
+        run(world, warm_plan(world, actor), 0.5)
+    actors = [person(f"actor{k}", 1000 + k) for k in range(30)]
+    people = {actor.name: actor for actor in (*actors, person("A", ord("A")))}
+
+    def planned(names: list[str]) -> tuple[Plan, int]:
+        asked: list[str] = []
+
+        def count(*arguments: object) -> None:
+            asked.append(str(arguments[2]))
+
+        sa.event.listen(sa.Engine, "before_cursor_execute", count)
+        try:
+            pairs = [(people["A"], people[name]) for name in names]
+            made = planning.plan(home.root, home.out_dir, pairs, tiny(), WarmChoice(registry, home, tiny()))
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", count)
+        return made, len(asked)
+
+    names = [actor.name for actor in actors]
+    (one, queries), (many, same) = planned(names[:1]), planned(names)
+    assert 0 < queries == same
+    assert [pair.warm for pair in many.pairs] == [one.pairs[0].warm] * 30
+    run(world, many, 0.9)
+    (one, queries), (again, more) = planned(names[:1]), planned(names)
+    assert again.job_id == many.job_id
+    assert [pair.warm for pair in again.pairs] == [pair.warm for pair in many.pairs]
+    assert one.pairs[0].warm == many.pairs[0].warm
+    assert more == queries + 29, "of each that is finished, whether its files are there"
 
 
 def test_the_best_is_the_one_whose_expressions_follow_best_else_the_newest(world: World) -> None:
