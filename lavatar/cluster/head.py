@@ -89,8 +89,10 @@ def join(
         address = head.address
     if "RAY_AUTH_TOKEN" not in os.environ and not token_file(home).is_file():
         raise UsageError("the token of the cluster is not known here", _TOKEN_HINT)
+    own = host or node.way_to(address)
+    node.reach(address)
     session.prepare_environment(home, token_file(home))
-    node.start(home, [f"--address={address}"], host or node.way_to(address), cpus, gpus)
+    node.start(home, [f"--address={address}"], own, cpus, gpus)
     return address
 
 

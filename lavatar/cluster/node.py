@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lavatar.errors import JobError, UsageError
 
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
+REACH_SECONDS = 10.0
 FOLDER = "c"
 MAINS = ("gcs_server", "raylet")
 """The processes whose end is the end of a head or of a node."""
@@ -125,6 +127,24 @@ def way_to(address: str) -> str:
             return str(probe.getsockname()[0])
     except (OSError, ValueError) as error:
         raise UsageError(f"{address} cannot be reached from here: {error}", "Give it as HOST:PORT.") from None
+
+
+def reach(address: str) -> None:
+    """Returns when something listens at HOST:PORT. Raises UsageError where nothing does for REACH_SECONDS."""
+    host, _, text = address.rpartition(":")
+    port = int(text) if text.isascii() and text.isdigit() else -1
+    deadline = time.monotonic() + (REACH_SECONDS if 0 < port < 2**16 else 0.0)
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=REACH_SECONDS).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= deadline:
+                raise UsageError(
+                    f"{address} cannot be reached from here: {error}",
+                    "Give it as HOST:PORT, as `lavatar cluster up` names it; the head needs --host, and no firewall.",
+                ) from None
+        time.sleep(1.0)
 
 
 def free_port(host: str, port: int) -> int:

@@ -1,7 +1,7 @@
 """What a stage gets: what its recipe asks for, if the cluster can ever give it.
 
-CPUs are lowered to those of the largest node, and where a cluster has no GPU at all a stage runs on CPUs: both are
-noted. What else cannot be placed is refused, with the reason.
+CPUs are lowered to those of the largest node. Where a cluster has no GPU at all, a stage whose workers ask for one or
+a part of one runs on CPUs, which is noted. What else cannot be placed is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def share_of(wanted: StageResources, machine: Machine, section: str = "STAGE") -
             "no node of the cluster has a CPU for jobs", "Wait until its nodes are up: lavatar cluster status --wait N"
         )
     cpus, gpus = min(wanted.cpus, machine.cpus), wanted.gpus
-    if gpus and not machine.gpus:
+    if 0 < gpus <= 1 and not machine.gpus:
         notes.append(f"{gpus:g} GPUs wanted, the cluster has none: on CPUs")
         gpus = 0.0
     if gpus > machine.gpus:

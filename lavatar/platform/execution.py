@@ -141,6 +141,7 @@ class Execution:
         KeyboardInterrupt or Interrupted if stopped."""
         for text in runner.preflight([planned.spec for planned in todo]):
             self._display.message(text, "warning")
+            ledger.record(self._registry, self._job.id, text, level="warning")
         self._waiting = {planned.key: planned for planned in sorted(todo, key=_rank)}
         try:
             while self._waiting or self._active:

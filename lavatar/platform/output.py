@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+import click
+
 from lavatar.platform.jsonable import plain
 
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -45,9 +47,11 @@ def printable(text: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def answer(text: str) -> None:
-    """Text to the real standard output."""
-    _write(printable(text))
+def answer(text: str, mark: str = "", colour: str = "") -> None:
+    """Text to the real standard output; `mark` stands before it, coloured where that is a terminal that wants it."""
+    stream = _answers[-1] if _answers else sys.stdout
+    shown = click.style(mark, fg=colour) if stream.isatty() and "NO_COLOR" not in os.environ else mark
+    _write(f"{shown} {printable(text)}" if mark else printable(text))
 
 
 def _write(text: str) -> None:

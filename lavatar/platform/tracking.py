@@ -90,7 +90,9 @@ def connect(home: Home) -> MlflowClient:
     except Exception as error:  # MLflow, SQLAlchemy, requests: no common root
         raise JobError(
             f"MLflow at {uri} does not answer: {first_line(error)}",
-            f"Start it, or correct or unset {TRACKING_VARIABLE}.",
+            "Let it take this name: mlflow server … --allowed-hosts HOST:PORT"
+            if "host header" in str(error).lower()
+            else f"Start it, or correct or unset {TRACKING_VARIABLE}.",
         ) from error
     return client
 

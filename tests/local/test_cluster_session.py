@@ -200,6 +200,15 @@ def test_what_can_never_be_placed_is_refused_with_the_reason(wanted: dict[str, A
     assert "resources.pair." in caught.value.hint
 
 
+def test_several_gpus_a_worker_of_a_cluster_without_any_are_refused() -> None:
+    """One, or a part of one, is what the recipes ask for: that is lowered."""
+    with pytest.raises(PlacementError, match="asks for 64 GPUs, the largest node has 0"):
+        share_of(StageResources(cpus=1, gpus=64), Machine((Node(2),)), "avatar")
+    assert share_of(StageResources(cpus=1, gpus=0.5), Machine((Node(2),))).notes == (
+        "0.5 GPUs wanted, the cluster has none: on CPUs",
+    )
+
+
 def test_a_cluster_whose_nodes_are_not_up_yet_is_told() -> None:
     """As Kubernetes and the clouds begin: a head that takes no work."""
     with pytest.raises(PlacementError, match="no node of the cluster has a CPU") as caught:

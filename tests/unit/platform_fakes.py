@@ -196,9 +196,10 @@ class FakeRunner:
     started: list[str] = field(default_factory=list)
     slots: int = 1000
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def preflight(self, specs: Sequence[StageSpec]) -> list[str]:
-        return []
+        return list(self.notes)
 
     def admit(self, priority: int, ready: Sequence[StageSpec], running: Sequence[StageSpec]) -> list[str]:
         """All of them, up to `slots` at once."""

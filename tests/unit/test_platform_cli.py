@@ -415,7 +415,10 @@ def test_doctor_names_what_is_missing(lavatar: Any, tmp_path: Path, monkeypatch:
     assert checks["registry"]["state"] == checks["home"]["state"] == checks["packages"]["state"] == "ok"
     monkeypatch.delitem(doctor.LIBRARIES, "libnowhere.so.7")
     monkeypatch.setattr(doctor, "PACKAGES", (*doctor.PACKAGES, "no-such-package"))
-    assert "missing: no-such-package" in lavatar("doctor")[1]
+    told = lavatar("doctor")[1]
+    assert "missing: no-such-package" in told
+    assert "x1b" not in told, "colours are for terminals"
+    assert told.splitlines()[-1] == "ok      the home: nothing to mend"
 
 
 def test_doctor_tries_the_store(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

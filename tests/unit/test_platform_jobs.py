@@ -697,3 +697,12 @@ def test_a_copy_that_is_damaged_while_it_is_read_is_fetched_again_once(
     assert (attempts["preprocess:A"], attempts["preprocess:B"], attempts["pair:A<-B"]) == (1, 1, 2)
     texts = [event.text for event in lookup.events(registry, plan.job_id)]
     assert len([text for text in texts if text.endswith("it begins again with the store's copy")]) == 1
+
+
+def test_what_was_lowered_is_in_the_jobs_log(world: tuple[Home, Registry]) -> None:
+    """A detached job has no terminal."""
+    home, registry = world
+    plan, lowered = make_plan(home), "avatar: 1 GPUs wanted, the cluster has none: on CPUs"
+    run_job(office(home, registry, FakeRunner(notes=(lowered,))), plan)
+    (line,) = [event for event in lookup.events(registry, plan.job_id) if event.text == lowered]
+    assert (line.level, line.stage) == ("warning", "")

@@ -191,15 +191,16 @@ def _warn(exposed: list[dict[str, str]]) -> None:
 
 @contextlib.contextmanager
 def _held(home: Home, block: bool) -> Iterator[None]:
-    """With --block: what starts inside stays until Ray ends (JobError) or a signal, at any time, takes it down."""
-    if not block:
-        yield
-        return
+    """A signal ends what starts inside. With --block it stays until Ray ends (JobError) or a signal, at any time, takes
+    it down."""
     from lavatar.cluster.head import down as stop
     from lavatar.cluster.node import wait
     from lavatar.platform.signals import terminate_as_interrupt
 
     with terminate_as_interrupt():
+        if not block:
+            yield
+            return
         try:
             yield
             wait(home.root)

@@ -43,7 +43,7 @@ def doctor(ray: bool, repair: bool, adopt: bool, as_json: bool) -> int:
         if not as_json:
             for check in checks:
                 mark, colour = _MARKS[check.state]
-                answer(f"{click.style(mark, fg=colour)} {check.name}: {check.text}")
+                answer(f"{check.name}: {check.text}", mark, colour)
                 if check.hint:
                     answer(f"        {check.hint}")
         usable = not any(check.state == "error" and check.name in ("home", "registry") for check in checks)
@@ -54,6 +54,8 @@ def doctor(ray: bool, repair: bool, adopt: bool, as_json: bool) -> int:
             answer_json({"ok": not failed, "checks": [vars(check) for check in checks], "findings": findings})
         elif outcomes and not repair:
             answer("mend what was found with: lavatar doctor --repair")
+        elif usable and not outcomes:
+            answer("the home: nothing to mend", *_MARKS["ok"])
     return 1 if failed else 0
 
 
@@ -75,6 +77,6 @@ def _inspect(home: Home, repair: bool, adopt: bool, as_json: bool) -> list[Outco
 
 def _show(found: Outcome) -> None:
     mark, colour = ("mended ", "green") if found.mended else ("found  ", "red")
-    answer(f"{click.style(mark, fg=colour)} {found.finding.what}")
+    answer(found.finding.what, mark, colour)
     answer(f"        {found.finding.where}")
     answer(f"        {found.finding.mending}" + (f"; not mended: {found.reason}" if found.reason else ""))
