@@ -233,6 +233,7 @@ class Builder:
         self._root, self._out_dir, self._recipe = root, out_dir, recipe
         self._dump = recipe.model_dump(mode="json")
         self._present = cache(weights_present)
+        self._sections = cache(lambda kind: {name: _keyed(name, self._dump[name]) for name in SECTIONS[kind]})
 
     def preprocess(self, person: Person) -> PlannedStage:
         if self._recipe.preprocess.tracker == "synthetic" and not person.synthetic:
@@ -310,8 +311,7 @@ class Builder:
         """The digest of what a stage of that kind depends on."""
         from lavatar.datasets.weights import digests
 
-        sections = {name: _keyed(name, self._dump[name]) for name in SECTIONS[kind]}
-        return digest(kind.value, METHOD_VERSION[kind], inputs, sections, digests(weights))
+        return digest(kind.value, METHOD_VERSION[kind], inputs, self._sections(kind), digests(weights))
 
     def stage(
         self,
