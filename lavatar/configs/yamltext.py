@@ -31,6 +31,10 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"it is longer than {MOST_CHARACTERS} characters")
     try:
         _look_through(text)
-        return yaml.load(text, Loader=Loader)
+        loader = Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
